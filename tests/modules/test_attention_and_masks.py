@@ -1,0 +1,143 @@
+"""Attention against its formula, masks by hand, positions, dropout."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from transformer.modules.attention import MultiHeadAttention, attend
+from transformer.modules.dropout import Dropout
+from transformer.modules.embeddings import Embedding, LearnedPositions, SinusoidalPositions, sinusoids
+from transformer.modules.masks import causal_mask, padding_mask
+from transformer.modules.precision import autocast, fast_bf16, resolve_precision
+
+
+def test_attention_is_softmax_of_scaled_products_head_by_head() -> None:
+    torch.set_default_dtype(torch.float64)
+    attention = MultiHeadAttention(12, 3)
+    x, memory = torch.randn(2, 4, 12), torch.randn(2, 5, 12)
+    mask = torch.rand(2, 1, 4, 5) > 0.3
+    mask[..., 0] = True
+    q, k, v = attention.query(x), attention.key(memory), attention.value(memory)
+    heads = []
+    for h in range(3):
+        part = slice(4 * h, 4 * h + 4)
+        scores = q[..., part] @ k[..., part].mT / math.sqrt(4)
+        scores = scores.masked_fill(~mask[:, 0], -math.inf)
+        heads.append(torch.softmax(scores, -1) @ v[..., part])
+    expected = attention.output(torch.cat(heads, -1))
+    torch.testing.assert_close(attention(x, memory, mask), expected)
+
+
+def test_causal_attention_is_attention_with_the_causal_mask() -> None:
+    torch.set_default_dtype(torch.float64)
+    attention = MultiHeadAttention(12, 3)
+    x = torch.randn(2, 6, 12)
+    torch.testing.assert_close(attention(x, causal=True), attention(x, mask=causal_mask(6)))
+
+
+def test_masks_say_true_where_one_may_attend() -> None:
+    assert causal_mask(3, past=1).tolist() == [
+        [[[True, True, False, False], [True, True, True, False], [True, True, True, True]]]
+    ]
+    assert padding_mask(torch.tensor([[5, 6, 0], [7, 0, 0]])).tolist() == [
+        [[[True, True, False]]],
+        [[[True, False, False]]],
+    ]
+
+
+def test_a_row_of_padding_only_is_finite() -> None:
+    tokens = torch.tensor([[5, 6], [0, 0]])
+    attention = MultiHeadAttention(8, 2)
+    y = attention(torch.randn(2, 2, 8), mask=padding_mask(tokens))
+    assert y.isfinite().all()
+    y.sum().backward()
+    assert all(p.grad.isfinite().all() for p in attention.parameters())
+
+
+def test_sinusoids_are_the_papers() -> None:
+    table = sinusoids(50, 10)
+    for t in (0, 1, 7, 49):
+        for i in range(5):
+            assert table[t, 2 * i].item() == pytest.approx(math.sin(t / 10000 ** (2 * i / 10)), abs=1e-12)
+            assert table[t, 2 * i + 1].item() == pytest.approx(math.cos(t / 10000 ** (2 * i / 10)), abs=1e-12)
+
+
+def test_the_sinusoidal_table_grows_on_demand_and_keeps_its_values() -> None:
+    positions = SinusoidalPositions(4, 8)
+    torch.testing.assert_close(positions(30, offset=5), sinusoids(35, 8)[5:].float())
+
+
+def test_learned_positions_end_with_a_clear_error() -> None:
+    positions = LearnedPositions(6, 8)
+    torch.nn.init.normal_(positions.weight)
+    assert torch.equal(positions(2, offset=4), positions.weight[4:])
+    with pytest.raises(ValueError, match=r"position 7 is beyond model\.max_length = 6"):
+        positions(3, offset=4)
+
+
+def test_an_embedding_is_scaled_by_the_root_of_d_and_offset_moves_the_positions() -> None:
+    embedding = Embedding(torch.nn.Embedding(9, 16), SinusoidalPositions(20, 16), 0.0)
+    tokens = torch.tensor([[4, 5, 6]])
+    torch.testing.assert_close(embedding(tokens), 4 * embedding.tokens(tokens) + sinusoids(3, 16).float())
+    torch.testing.assert_close(embedding(tokens[:, 2:], offset=2), embedding(tokens)[:, 2:])
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+def test_dropout_drops_with_probability_p_and_keeps_the_mean(p: float) -> None:
+    x = torch.ones(400_003, requires_grad=True)
+    y = Dropout(p)(x)
+    dropped = (y == 0).float().mean().item()
+    assert dropped == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / x.numel()) + 1 / 65536)
+    assert y.mean().item() == pytest.approx(1.0, abs=0.01)
+    assert y[y != 0].unique().numel() == 1
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, y.detach())
+
+
+def test_dropout_masks_are_independent_between_calls_and_follow_the_seed() -> None:
+    x, dropout = torch.ones(10_000), Dropout(0.5)
+    torch.manual_seed(7)
+    one, two = dropout(x), dropout(x)
+    assert ((one > 0) & (two > 0)).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    torch.manual_seed(7)
+    assert torch.equal(dropout(x), one)
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_dropout_has_no_pattern_between_neighbours() -> None:
+    """Four elements share one 64-bit word: their joint frequencies are those of independent draws."""
+    kept = (Dropout(0.5)(torch.ones(400_000)) > 0).view(-1, 4).long()
+    codes = (kept * torch.tensor([8, 4, 2, 1])).sum(1).bincount(minlength=16) / 100_000
+    torch.testing.assert_close(codes, torch.full((16,), 1 / 16), atol=0.005, rtol=0)
+
+
+def test_precision_follows_the_request_or_the_hardware() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_precision("float32", cpu) == torch.float32
+    assert resolve_precision("bf16", cpu) == torch.bfloat16
+    assert resolve_precision("auto", cpu) == (torch.bfloat16 if fast_bf16(cpu) else torch.float32)
+    linear = torch.nn.Linear(3, 3)
+    with autocast(cpu, torch.bfloat16):
+        assert linear(torch.ones(1, 3)).dtype == torch.bfloat16
+    with autocast(cpu, torch.float32):
+        assert linear(torch.ones(1, 3)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_plain_bf16_products_equal_the_kernel(causal: bool) -> None:
+    """bf16 leaves take the written-out products; float32 copies of them take torch's kernel."""
+    leaves = [torch.randn(2, 3, 5, 4).bfloat16() for _ in range(3)]
+    mask = None
+    if not causal:
+        mask = torch.rand(2, 1, 1, 5) > 0.3
+        mask[..., 0] = True
+    outputs = []
+    for dtype in (torch.bfloat16, torch.float32):
+        q, k, v = (leaf.to(dtype).requires_grad_() for leaf in leaves)
+        y = attend(q, k, v, mask, causal, Dropout(0.0).eval())
+        outputs.append([y, *torch.autograd.grad(y.float().square().sum(), (q, k, v))])
+    for low, high in zip(*outputs, strict=True):
+        torch.testing.assert_close(low.float(), high, rtol=0.05, atol=0.05)

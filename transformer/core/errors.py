@@ -1,0 +1,56 @@
+"""Errors a user can cause, each with a remedy; everything else that raises is our own bug.
+
+The command line turns these into one message on stderr and an exit code, never a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class UserError(Exception):
+    """Something the user can mend. `exit_code` is what the command line returns."""
+
+    exit_code: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a configuration.
+
+    `path` is the dotted key, `source` where its value came from (`file.yaml, line 3`,
+    `--set model.heads=7`, `default`), `hint` what to do about it.
+    """
+
+    path: str
+    message: str
+    source: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.path}: {self.message}" if self.path else self.message
+        if self.hint:
+            text += f"; {self.hint}"
+        return f"{text} ({self.source})" if self.source else text
+
+
+class ConfigError(UserError):
+    """Every problem of a configuration at once. Exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem] | str) -> None:
+        if isinstance(problems, str):
+            problems = [Problem("", problems)]
+        self.problems = list(problems)
+        super().__init__("invalid configuration:\n" + "\n".join(f"  - {p}" for p in self.problems))
+
+
+class DataError(UserError):
+    """A data file cannot be used. The message names the file and, where there is one, the line."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or run directory is missing, cut short, or of another model."""

@@ -1,0 +1,109 @@
+"""The encoder-decoder Transformer, with the place and the kind of its norms as flags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.errors import ConfigError, Problem
+from ..core.special import PAD
+from ..modules.attention import DecoderCache
+from ..modules.embeddings import POSITIONS, Embedding
+from ..modules.masks import padding_mask
+from ..modules.placements import Placement
+from .config import ModelConfig
+from .initialization import initialize
+from .layers import Sublayer
+from .stacks import Decoder, Encoder
+
+__all__ = ["ModelConfig", "Transformer"]
+
+
+class Transformer(nn.Module):
+    """source (B, S), target_in (B, T) -> logits (B, T, V).
+
+    `Transformer(8000, 8000, placement="post", norm="rms", d_model=256)` builds ModelConfig from the flags;
+    a ModelConfig may be given instead. Initial values depend on (`seed`, parameter name) only.
+
+    Raises ConfigError when both are given, or the vocabularies cannot share a matrix the tying asks for;
+    pydantic's ValidationError for a flag that is unknown or out of range.
+    Source: Vaswani et al. 2017, figure 1; the placements' own papers for everything about norms.
+    """
+
+    def __init__(
+        self,
+        source_vocab: int,
+        target_vocab: int,
+        config: ModelConfig | None = None,
+        *,
+        seed: int = 0,
+        **flags: Any,
+    ) -> None:
+        super().__init__()
+        if config is not None and flags:
+            raise ConfigError("Transformer takes a ModelConfig or flags, not both")
+        self.config = config = ModelConfig(**flags) if config is None else config
+        if config.joint_vocabulary and source_vocab != target_vocab:
+            sizes = f"{source_vocab} and {target_vocab} entries"
+            message = f"{config.tie_embeddings!r} needs one vocabulary, got two of {sizes}"
+            raise ConfigError([Problem("model.tie_embeddings", message, hint="use a joint tokenizer")])
+        self.source_vocab, self.target_vocab = source_vocab, target_vocab
+
+        source = nn.Embedding(source_vocab, config.d_model, padding_idx=PAD)
+        joint = config.joint_vocabulary
+        target = source if joint else nn.Embedding(target_vocab, config.d_model, padding_idx=PAD)
+        self.source_embedding = self._embedding(source)
+        self.target_embedding = self._embedding(target)
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        tied = config.tie_embeddings in ("target_output", "all")
+        self.output = None if tied else nn.Linear(config.d_model, target_vocab, bias=False)
+        initialize(self, seed)
+
+    def _embedding(self, tokens: nn.Embedding) -> Embedding:
+        config = self.config
+        positions = POSITIONS[config.positions](config.max_length, config.d_model)
+        dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+        return Embedding(tokens, positions, dropout)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, D): the output projection, which may be the target embedding itself."""
+        return self.target_embedding.tokens.weight if self.output is None else self.output.weight
+
+    def encode(self, source: Tensor) -> Tensor:
+        """Source ids (B, S), right-padded -> memory (B, S, D)."""
+        return self.encoder(self.source_embedding(source), padding_mask(source))  # type: ignore[no-any-return]
+
+    def decode(
+        self, target_in: Tensor, memory: Tensor, source_mask: Tensor, cache: DecoderCache | None = None
+    ) -> Tensor:
+        """Target ids (B, T), memory (B, S, D), mask (B, 1, 1, S) -> hidden (B, T, D).
+
+        With a cache, target_in holds only the columns that follow those the cache has already.
+        """
+        past = cache.length if cache else 0
+        embedded = self.target_embedding(target_in, past)
+        return self.decoder(embedded, memory, source_mask, cache, past)  # type: ignore[no-any-return]
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Hidden (..., D) -> logits (..., V)."""
+        return F.linear(hidden, self.output_weight)
+
+    def hidden(self, source: Tensor, target_in: Tensor) -> Tensor:
+        """Source (B, S), target_in (B, T) -> hidden (B, T, D): what the loss projects."""
+        return self.decode(target_in, self.encode(source), padding_mask(source))
+
+    def forward(self, source: Tensor, target_in: Tensor) -> Tensor:
+        return self.project(self.hidden(source, target_in))
+
+    def sites(self) -> Iterator[tuple[Placement, Sublayer]]:
+        """Each residual connection and the sublayer it wraps, encoder first, in order of execution."""
+        yield from self.encoder.sites()
+        yield from self.decoder.sites()
+
+    def parameter_count(self) -> int:
+        """Number of parameters, tied ones once."""
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,90 @@
+"""Tokens and positions to vectors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..core.registry import Registry
+from .dropout import Dropout
+
+POSITIONS: Registry[type[nn.Module]] = Registry("positions")
+
+
+def sinusoids(length: int, dim: int) -> Tensor:
+    """(length, dim): sin(t / 10000^(2i/dim)) in the even columns, cos in the odd ones, in float64.
+
+    Source: Vaswani et al. 2017, section 3.5.
+    """
+    rates = torch.exp(torch.arange(0, dim, 2, dtype=torch.float64) * (-math.log(10000.0) / dim))
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+@POSITIONS.register(
+    "sinusoidal",
+    title="Sinusoidal",
+    equation="sin(t / 10000^(2i/D)), cos(t / 10000^(2i/D))",
+    paper="Vaswani et al. 2017, section 3.5",
+    note="The table grows on demand: no longest sentence.",
+)
+class SinusoidalPositions(nn.Module):
+    """Position -> its row of sinusoids; no parameters. (L) positions from `offset` -> (L, D)."""
+
+    table: Tensor
+
+    def __init__(self, max_length: int, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer(
+            "table", sinusoids(max_length, dim).to(torch.get_default_dtype()), persistent=False
+        )
+
+    def forward(self, length: int, offset: int = 0) -> Tensor:
+        end = offset + length
+        if end > len(self.table):
+            self.table = sinusoids(max(end, 2 * len(self.table)), self.dim).to(self.table)
+        return self.table[offset:end]
+
+
+@POSITIONS.register(
+    "learned",
+    title="Learned",
+    equation="P[t]",
+    paper="Gehring et al. 2017, arXiv 1705.03122, section 3.1",
+    note="Sentences longer than model.max_length are an error.",
+)
+class LearnedPositions(nn.Module):
+    """Position -> a learned vector, up to `max_length`. (L) positions from `offset` -> (L, D)."""
+
+    def __init__(self, max_length: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(max_length, dim))
+
+    def forward(self, length: int, offset: int = 0) -> Tensor:
+        if offset + length > len(self.weight):
+            raise ValueError(
+                f"position {offset + length} is beyond model.max_length = {len(self.weight)}"
+                " of the learned positions"
+            )
+        return self.weight[offset : offset + length]
+
+
+class Embedding(nn.Module):
+    """dropout(sqrt(D) E[token] + position). (B, L) ids -> (B, L, D).
+
+    E starts as N(0, 1/D): with the factor sqrt(D) its vectors have unit mean square, and as a tied output
+    projection it gives logits of unit variance. Source: Vaswani et al. 2017, section 3.4.
+    """
+
+    def __init__(self, tokens: nn.Embedding, positions: nn.Module, dropout: float) -> None:
+        super().__init__()
+        self.tokens, self.positions = tokens, positions
+        self.scale = math.sqrt(tokens.embedding_dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, tokens: Tensor, offset: int = 0) -> Tensor:
+        embedded = self.tokens(tokens) * self.scale + self.positions(tokens.shape[1], offset)
+        return self.dropout(embedded)  # type: ignore[no-any-return]
