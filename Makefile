@@ -1,0 +1,40 @@
+# make demo | test | check | docs
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check docs clean
+
+# torch first and alone: a pinned wheel then satisfies everything else that asks for torch
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(INSTALL) -e ".[test]"
+	touch $@
+
+$(VENV)/developed: $(VENV)/tested
+	$(INSTALL) -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed  ## train on the embedded corpus, translate held-out sentences, print BLEU
+	$(BIN)/python train.py configs/demo.yaml --overwrite
+	$(BIN)/python -m transformer demo runs/demo
+
+test: $(VENV)/tested  ## the test suite, under five minutes on two cores
+	$(BIN)/python -m pytest
+
+check: $(VENV)/developed  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(VENV)/installed  ## rewrite the tables that are generated from the registries
+	$(BIN)/python -m transformer list docs
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
