@@ -38,6 +38,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
+    @classmethod
+    def defaults(cls) -> Self:
+        """The section with nothing said."""
+        return cls.model_validate({})
+
     def conflicts(self) -> Iterable[Problem]:
         """What is wrong between options that are right by themselves; paths are relative to this section."""
         return ()

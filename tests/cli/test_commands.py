@@ -1,0 +1,156 @@
+"""python -m transformer: list, explain and the commands' common manners."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from transformer.__main__ import COMMANDS
+from transformer.__main__ import main as toolkit
+from transformer.cli.config import Config
+from transformer.cli.describe import REGISTRIES
+from transformer.core.options import options
+from transformer.model.transformer import Transformer
+from transformer.modules.norms import NORMS
+from transformer.modules.placements import PLACEMENTS
+from transformer.training.schedules import make_schedule
+
+ROOT = Path(__file__).parents[2]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_list_shows_every_choice_with_its_title(kind: str, capsys: Capture) -> None:
+    assert toolkit(["list", kind]) == 0
+    text = capsys.readouterr().out
+    for entry in REGISTRIES[kind].entries():
+        assert re.search(rf"^{entry.name} +{re.escape(entry.title)}", text, re.MULTILINE)
+    assert toolkit(["list", kind, "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(REGISTRIES[kind])
+
+
+def test_list_without_a_kind_shows_all_registries(capsys: Capture) -> None:
+    assert toolkit(["list"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"{kind}:" in text for kind in REGISTRIES)
+
+
+def test_list_options_has_every_option_with_its_default(capsys: Capture) -> None:
+    assert toolkit(["list", "options", "--json"]) == 0
+    rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == [option.key for option in options(Config)]
+    assert rows["model.d_model"]["default"] == 512
+    assert "pre" in rows["model.placement"]["type"].split("|")
+
+
+def test_the_schema_knows_the_sections_and_their_keys(capsys: Capture) -> None:
+    assert toolkit(["list", "schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert {"extends", "seed", "run_dir", "data", "model", "train", "decode"} == set(schema["properties"])
+    assert schema["additionalProperties"] is False
+
+
+def test_an_unknown_kind_or_command_gets_a_suggestion(capsys: Capture) -> None:
+    assert toolkit(["list", "placement"]) == 2
+    assert "did you mean 'placements'?" in capsys.readouterr().err
+    assert toolkit(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+    assert toolkit([]) == 0
+    listed = capsys.readouterr().out
+    assert all(command in listed for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        toolkit([command, "--help"])
+    assert caught.value.code == 0
+    assert f"transformer {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_explain_counts_what_the_model_has(config: str, placement: str, norm: str, capsys: Capture) -> None:
+    assert toolkit(["explain", config, "--json", "--placement", placement, "--norm", norm]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    kind = PLACEMENTS[placement]
+    per_site, final = len(kind.norms), int(kind.final_norm)
+    assert facts["encoder"]["norms"] == 2 * per_site + final
+    assert facts["decoder"]["norms"] == 3 * per_site + final
+    assert facts["norms"] == 5 * per_site + 2 * final
+    assert facts["decoder"]["final_norm"] is kind.final_norm
+    model = Transformer(
+        60,
+        60,
+        placement=placement,
+        norm=norm,
+        d_model=16,
+        heads=2,
+        d_ff=32,
+        encoder_layers=1,
+        decoder_layers=1,
+    )
+    parameters = facts["parameters"]
+    assert parameters["total"] == model.parameter_count()
+    assert sum(parameters.values()) == 2 * parameters["total"] + parameters["of these in norms"]
+
+
+def test_explain_gives_the_equation_of_each_sublayer(config: str, capsys: Capture) -> None:
+    assert toolkit(["explain", config, "--placement", "post"]) == 0
+    text = capsys.readouterr().out
+    for equation in (
+        "LN(x + self_attention(x))",
+        "LN(x + cross_attention(memory, x))",
+        "LN(x + feed_forward(x))",
+    ):
+        assert equation in text
+    assert "final norm: no" in text
+    assert toolkit(["explain", config, "--placement", "deepnorm"]) == 0
+    assert "alpha = " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("schedule", ["constant", "inverse_sqrt", "linear", "cosine"])
+def test_explain_gives_the_rates_that_training_will_have(config: str, schedule: str, capsys: Capture) -> None:
+    settings = [f"--set=train.schedule={schedule}", "--set", "train.updates=500", "--warmup", "40"]
+    assert toolkit(["explain", config, "--json", *settings]) == 0
+    rates = json.loads(capsys.readouterr().out)["schedule"]["learning_rate"]
+    assert list(rates) == ["1", "10", "40", "100", "500"]
+    train = Config.model_validate(
+        {"train": {"schedule": schedule, "updates": 500, "warmup": 40, "lr": 0.01}}
+    ).train
+    assert rates == {update: make_schedule(train, 500).learning_rate(int(update)) for update in rates}
+
+
+def test_explain_says_when_a_rate_depends_on_the_data(config: str, capsys: Capture) -> None:
+    settings = ["--set=train.schedule=cosine", "--set=train.updates=null", "--set=train.epochs=3"]
+    assert toolkit(["explain", config, *settings]) == 0
+    assert "depends on the last update" in capsys.readouterr().out
+
+
+def test_explain_reads_a_run(run: Path, capsys: Capture) -> None:
+    assert toolkit(["explain", str(run), "--json"]) == 0
+    assert (
+        json.loads(capsys.readouterr().out)["parameters"]["total"]
+        == json.loads((run / "result.json").read_text())["parameters"]
+    )
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "transformer", "list", "norms"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=60)
+    assert "RMSNorm" in done.stdout
+    assert done.stderr == ""
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transformer.cli.list.choices_text", interrupt)
+    assert toolkit(["list", "norms"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

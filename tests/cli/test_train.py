@@ -1,0 +1,313 @@
+"""train.py: its messages, its exit codes, and the run directory it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from transformer.cli.config import Config
+from transformer.cli.resolve import run_config
+from transformer.cli.train import main as train
+from transformer.core.loading import load
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def subprocess_train(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+
+
+def test_a_run_directory_holds_what_the_contract_says(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "tokenizer", "data.json", "metrics.jsonl", "log.txt", "tensorboard"} <= names
+    assert {"result.json", "model.safetensors", "checkpoints"} <= names
+    result = json.loads((run / "result.json").read_text())
+    expected = {
+        "status": "completed",
+        "updates": 10,
+        "placement": "pre",
+        "norm": "layer",
+        "warmup": 2,
+        "peak_lr": 0.01,
+        "seed": 1,
+    }
+    assert {key: result[key] for key in expected} == expected
+    for key in ("seconds", "target_tokens_per_second", "parameters", "valid_loss", "valid_bleu"):
+        assert result[key] >= 0
+    assert {"versions", "commit", "command"} <= set(result)
+    held = result["test"]["held"]
+    assert held["bleu"] >= 0
+    assert "tok:13a" in held["signature"]["bleu"]
+
+
+def test_the_resolved_configuration_of_a_run_loads_back(run: Path, config: str) -> None:
+    written = run_config(run)
+    assert written == load(Config, config, [f"run_dir={run}"])
+    assert set(yaml.safe_load((run / "config.yaml").read_text())) == set(Config.model_fields)
+
+
+def test_the_same_command_gives_the_same_weights(run: Path, config: str, tmp_path: Path) -> None:
+    assert train([config, "--run-dir", str(tmp_path / "again")]) == 0
+    ours, again = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "again"))
+    assert ours.keys() == again.keys()
+    assert all(torch.equal(ours[name], again[name]) for name in ours)
+
+
+def test_flags_reach_the_model_and_the_result(other_run: Path) -> None:
+    result = json.loads((other_run / "result.json").read_text())
+    assert (result["placement"], result["norm"], result["warmup"]) == ("post", "rms", 0)
+
+
+def test_a_resumed_run_ends_like_the_straight_one(run: Path, config: str, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    assert train([config, "--run-dir", str(part), "--set", "train.updates=5"]) == 0
+    assert train(["--resume", str(part), "--set", "train.updates=10"]) == 0
+    ours, resumed = (load_file(folder / "checkpoints/last/model.safetensors") for folder in (run, part))
+    assert all(torch.equal(ours[name], resumed[name]) for name in ours)
+    assert json.loads((part / "result.json").read_text())["updates"] == 10
+
+
+@pytest.mark.parametrize(
+    "change", [["--lr", "1"], ["--placement", "post"], ["--set", "data.source=fr"], ["--seed", "2"]]
+)
+def test_a_resumed_run_refuses_other_changes(
+    run: Path, change: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert train(["--resume", str(run), *change]) == 2
+    assert "goes on with what it was started with" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def test_the_end_of_a_schedule_that_needs_it_cannot_move(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    text = (copy / "config.yaml").read_text().replace("schedule: inverse_sqrt", "schedule: cosine")
+    (copy / "config.yaml").write_text(text)
+    assert train(["--resume", str(copy), "--set", "train.updates=20"]) == 2
+    assert "cosine" in capsys.readouterr().err
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_kept(
+    run: Path, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert train([config, "--run-dir", str(run)]) == 2
+    message = capsys.readouterr().err
+    assert "already holds a run" in message
+    assert "--resume" in message
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def test_a_directory_with_other_things_is_refused(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.tex").touch()
+    assert train([config, "--run-dir", str(tmp_path)]) == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert train([config, "--run-dir", str(tmp_path / "thesis.tex")]) == 2
+
+
+def test_check_prints_the_resolved_configuration_and_writes_nothing(
+    config: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(folder.rglob("*"))
+    arguments = [config, "--check", "--placement", "deepnorm", "--lr", "1e-4", "--set", "model.dropout=0"]
+    assert train([*arguments, "--run-dir", "a=b"]) == 0
+    captured = capsys.readouterr()
+    shown = yaml.safe_load(captured.out)
+    assert shown["model"]["placement"] == "deepnorm"
+    assert shown["train"]["lr"] == 1e-4
+    assert shown["run_dir"] == "a=b"
+    assert "valid" in captured.err
+    assert set(folder.rglob("*")) == before
+
+
+def test_the_run_directory_is_named_after_the_file_and_the_flags(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train([config, "--check"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["run_dir"] == os.path.join("runs", "tiny-pre")
+    assert train([config, "--check", "--placement", "post", "--warmup", "4000", "--seed", "2"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["run_dir"] == os.path.join(
+        "runs", "tiny-post-warmup4000-seed2"
+    )
+
+
+def test_all_configuration_errors_are_printed_before_any_data_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("data was read")
+
+    monkeypatch.setattr("transformer.cli.train.prepare", never)
+    file = tmp_path / "bad.yaml"
+    file.write_text(
+        "data: {source: no, train: x}\nmodle: {}\nmodel:\n  placement: sandwhich\n  d_model: 30\n  heads: 4\n"
+        "  lr: 1\ntrain:\n  schedule: invers_sqrt\n  warmup: 4k\n  warmup: 3\n"
+    )
+    assert train([str(file), "--norm", "rmss", "--lr", "-1", "--set", "decode.beam=0"]) == 2
+    message = capsys.readouterr().err
+    for expected in (
+        "data.source: expected text, got False; YAML reads no, off or false as a boolean: write it in quotes",
+        f"({file}, line 1)",
+        f"modle: unknown option; did you mean model? ({file}, line 2)",
+        f"({file}, line 4)",
+        f"model.lr: unknown option; did you mean train.lr? ({file}, line 7)",
+        "did you mean 'inverse_sqrt'?",
+        f"train.warmup: duplicate key, first on line 10; keep one of the two ({file}, line 11)",
+        "did you mean 'rms'?",
+        "(--norm rmss)",
+        "train.lr: must be greater than 0, got -1.0 (--lr -1)",
+        "(--set decode.beam=0)",
+    ):
+        assert expected in message, expected
+    assert "Traceback" not in message
+
+
+def test_tying_source_and_target_demands_a_joint_vocabulary(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for tying, code in (("all", 2), ("source_target", 2), ("target_output", 0), ("none", 0)):
+        settings = [f"--set=model.tie_embeddings={tying}", "--set", "data.tokenizer.joint=false"]
+        assert train([config, "--check", *settings]) == code
+    assert "data.tokenizer.joint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a configuration file"),
+        (["x.yaml", "--resume", "y"], "give a configuration file, or --resume"),
+        (["no-such-file.yaml"], "cannot read no-such-file.yaml"),
+        (["--resume", "no-such-run"], "no such run directory"),
+        (["CONFIG", "--device", "abacus"], "--device abacus"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(
+    config: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = train([config if argument == "CONFIG" else argument for argument in arguments])
+    assert code in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_flag_is_refused(config: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        train([config, "--placment", "pre"])
+    assert caught.value.code == 2
+
+
+def test_missing_data_is_an_error_of_its_own_that_names_the_file(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key in ("train", "valid", "test.held"):
+        arguments = ["--set", f"data.{key}={tmp_path}/gone", "--run-dir", str(tmp_path / key)]
+        assert train([config, *arguments]) == 1
+        message = capsys.readouterr().err
+        assert str(tmp_path / "gone") in message
+        assert "Traceback" not in message
+
+
+def test_a_failed_start_does_not_block_the_next(config: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train([config, "--run-dir", str(run), "--set", f"data.test.x={tmp_path}/gone"]) == 1
+    assert train([config, "--run-dir", str(run), "--set", "train.updates=1"]) == 0
+
+
+def test_help_tells_all_that_can_be_toggled(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        train(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for word in (
+        "resi_dual",
+        "layer_simple",
+        "inverse_sqrt_decoupled",
+        "adafactor",
+        "batch_tokens",
+        "--resume",
+        "130",
+    ):
+        assert word in text
+
+
+def test_divergence_is_a_result_with_exit_code_3(config: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert (
+        train([config, "--run-dir", str(run), "--lr", "1e30", "--warmup", "0", "--set", "train.clip=0"]) == 3
+    )
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "diverged"
+    assert result["reason"]
+
+
+def test_a_truncated_checkpoint_is_named_and_cannot_be_resumed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    state = copy / "checkpoints" / "last" / "trainer.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert train(["--resume", str(copy), "--set", "train.updates=20"]) == 1
+    message = capsys.readouterr().err
+    assert str(state) in message
+    assert "Traceback" not in message
+
+
+def test_the_script_reports_errors_without_a_traceback(config: str) -> None:
+    done = subprocess_train(config, "--set", "model.d_model=x", "--check")
+    assert done.returncode == 2
+    assert "model.d_model: expected a number, got 'x' (--set model.d_model=x)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops_and_the_run_goes_on(
+    config: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        config,
+        "--run-dir",
+        str(run),
+        "--set",
+        "train.updates=100000",
+    ]
+    process = subprocess.Popen(
+        [*command, "--set", "train.validate_every=100000"], stderr=subprocess.PIPE, env=ENVIRONMENT
+    )
+    deadline = time.monotonic() + 60
+    while (
+        not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert b"Traceback" not in errors
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "interrupted"
+    done = result["updates"]
+    assert train(["--resume", str(run), "--set", f"train.updates={done + 2}"]) == 0
+    assert json.loads((run / "result.json").read_text())["updates"] == done + 2

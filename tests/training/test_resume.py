@@ -1,0 +1,251 @@
+"""A run cut short and resumed is the straight run: weights, optimizer, schedule and metrics, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from transformer.training.checkpoint import load_training, read_weights
+from transformer.training.schedules import SCHEDULES
+
+TIMED = ("seconds", "tokens_per_second")
+
+
+class Cut(Exception):
+    """The machine is gone."""
+
+
+def cut_at(trainer: Any, update: int) -> None:
+    """Kill a run in the middle: the exception leaves `fit` with nothing saved at that point."""
+    step = trainer.step
+
+    def dying(batches: Any) -> None:
+        if trainer.progress.update == update:
+            raise Cut
+        step(batches)
+
+    trainer.step = dying
+    with pytest.raises(Cut):
+        trainer.fit()
+
+
+def interrupt_at(trainer: Any, update: int, number: int = signal.SIGTERM) -> Any:
+    """Send this process a signal while update `update` is being computed."""
+    step = trainer.step
+
+    def interrupting(batches: Any) -> None:
+        if trainer.progress.update == update - 1:
+            os.kill(os.getpid(), number)
+        step(batches)
+
+    trainer.step = interrupting
+    return trainer.fit()
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    """Nested containers, the same to the bit."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        assert_equal(list(one.values()), list(other.values()))
+    elif isinstance(one, (list, tuple)):
+        for left, right in zip(one, other, strict=True):
+            assert_equal(left, right)
+    else:
+        assert one == other
+
+
+def assert_same(resumed: Any, straight: Any) -> None:
+    exact = {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(resumed.model.state_dict(), straight.model.state_dict(), **exact)
+    assert metrics(resumed.run_dir) == metrics(straight.run_dir)
+    (weights, state), (other_weights, other) = (load_training(t.shelf.last) for t in (resumed, straight))
+    torch.testing.assert_close(weights, other_weights, **exact)
+    for clocked in (state, other):
+        for clock in ("seconds", "training_seconds"):
+            clocked["progress"].pop(clock)
+        clocked["window"].pop("seconds")
+        clocked.pop("logged")  # bytes, and times differ in length
+    assert_equal(state, other)
+    names = {path.name for path in straight.run_dir.rglob("*.safetensors")}
+    assert {path.name for path in resumed.run_dir.rglob("*.safetensors")} == names
+    best, other_best = (read_weights(t.run_dir / "model.safetensors") for t in (resumed, straight))
+    torch.testing.assert_close(best[0], other_best[0], **exact)
+    assert best[1] == other_best[1]
+
+
+CASES = [
+    *({"schedule": name, "timescale": 5} for name in SCHEDULES),
+    {"schedule": "plateau", "plateau_patience": 1, "accumulate": 3, "factor": 0.5},
+    {"optimizer": "muon", "accumulate": 2, "save_every": 1},
+    {"optimizer": "radam", "epochs": 3, "updates": None, "schedule": "cosine", "accumulate": 2},
+    {"optimizer": "adafactor", "precision": "bf16"},
+    {"optimizer": "sgd", "momentum": 0.9, "lr": 0.1},
+    {"optimizer": "adamw", "weight_decay": 0.1, "clip": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", CASES, ids=lambda case: "-".join(map(str, case.values())))
+def test_a_run_interrupted_mid_epoch_and_resumed_is_the_straight_run(
+    options: dict[str, Any], workshop: Any
+) -> None:
+    straight = workshop.trainer("straight", **options)
+    assert straight.fit().status == "completed"
+    first = workshop.trainer("cut", **options)
+    outcome = interrupt_at(first, 5)
+    assert (outcome.status, outcome.updates) == ("interrupted", 5)
+    assert "SIGTERM" in outcome.reason
+    resumed = workshop.trainer("cut", model=workshop.model(seed=99), **options)
+    resumed.resume()
+    torch.rand(3)  # whatever else drew from the generator must not matter
+    assert resumed.fit().status == "completed"
+    assert_same(resumed, straight)
+
+
+@pytest.mark.parametrize("death", [5, 8, 11])
+def test_a_run_that_was_killed_goes_on_from_its_last_save(death: int, workshop: Any) -> None:
+    straight = workshop.trainer("straight")
+    straight.fit()
+    cut_at(workshop.trainer("cut"), death)
+    resumed = workshop.trainer("cut")
+    resumed.resume()
+    assert resumed.progress.update == death // 4 * 4
+    resumed.fit()
+    assert_same(resumed, straight)
+
+
+def test_a_signal_at_an_update_with_a_validation_due_does_not_lose_it(workshop: Any) -> None:
+    straight = workshop.trainer("straight")
+    straight.fit()
+    interrupt_at(workshop.trainer("cut"), 8, signal.SIGINT)
+    resumed = workshop.trainer("cut")
+    resumed.resume()
+    assert (resumed.progress.update, resumed.progress.validated) == (8, 4)
+    resumed.fit()
+    assert_same(resumed, straight)
+
+
+@pytest.mark.parametrize("first_limit", [5, 6, 8])
+def test_a_run_with_a_raised_limit_is_the_straight_run(first_limit: int, workshop: Any) -> None:
+    """Also when the first part ended in an average, and between two log lines."""
+    straight = workshop.trainer("straight")
+    straight.fit()
+    workshop.trainer("cut", updates=first_limit).fit()
+    resumed = workshop.trainer("cut")
+    resumed.resume()
+    assert resumed.progress.update == first_limit
+    resumed.fit()
+    assert_same(resumed, straight)
+
+
+def test_resuming_a_finished_run_trains_no_further_and_says_the_same(workshop: Any) -> None:
+    first = workshop.trainer().fit()
+    resumed = workshop.trainer()
+    resumed.resume()
+    outcome = resumed.fit()
+    assert (outcome.updates, outcome.metrics, outcome.reason) == (first.updates, first.metrics, first.reason)
+
+
+def test_the_clock_and_the_counters_go_on(workshop: Any) -> None:
+    first = workshop.trainer(updates=5).fit()
+    resumed = workshop.trainer(updates=6)
+    resumed.resume()
+    outcome = resumed.fit()
+    assert outcome.seconds > first.seconds > 0
+    assert outcome.target_tokens > first.target_tokens
+    limited = workshop.trainer(updates=None, minutes=first.seconds / 60)
+    limited.resume()
+    assert limited.fit().updates == 6 - 1 + (limited.progress.update - 5)
+
+
+def test_patience_is_remembered(workshop: Any) -> None:
+    losses = iter([1.0, 2.0, 2.0, 2.0])
+
+    def validate(model: Any) -> dict[str, float]:
+        return {"loss": next(losses)}
+
+    options = {"validate": validate, "patience": 3, "updates": 90, "average": 0}
+    assert interrupt_at(workshop.trainer(**options), 9).updates == 9
+    resumed = workshop.trainer(**options)
+    resumed.resume()
+    outcome = resumed.fit()
+    assert (outcome.updates, outcome.best_update) == (16, 4)
+
+
+def test_the_signals_handlers_are_put_back(workshop: Any) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    interrupt_at(workshop.trainer(), 2)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_interrupt_stops_at_once_and_the_last_save_holds(workshop: Any) -> None:
+    trainer = workshop.trainer()
+    step = trainer.step
+
+    def impatient(batches: Any) -> None:
+        if trainer.progress.update == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        step(batches)
+
+    trainer.step = impatient
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert load_training(trainer.shelf.last)[1]["update"] == 4
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import importlib.util
+spec = importlib.util.spec_from_file_location("workshop", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+sys.modules["workshop"] = module
+spec.loader.exec_module(module)
+trainer = module.Workshop(Path(sys.argv[2])).trainer(updates=10**6, log_every=10**6, validate_every=10**6)
+step = trainer.step
+def announcing(batches):
+    step(batches)
+    if trainer.progress.update == 3:
+        print("training", flush=True)
+trainer.step = announcing
+outcome = trainer.fit()
+print(outcome.status, outcome.updates)
+"""
+
+
+def test_sigterm_to_a_process_saves_and_stops_cleanly(workshop: Any) -> None:
+    conftest = Path(__file__).with_name("conftest.py")
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(conftest), str(workshop.run_dir)]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "training\n"
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    status, updates = output.split()
+    assert status == "interrupted"
+    assert "SIGTERM: finishing this update" in errors
+    assert "Traceback" not in errors
+    assert load_training(workshop.run_dir / "run" / "checkpoints" / "last")[1]["update"] == int(updates)
+    assert (workshop.run_dir / "run" / "model.safetensors").exists()

@@ -1,0 +1,37 @@
+"""python -m transformer COMMAND ...: the toolkit's commands under one name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .core.registry import unknown
+
+COMMANDS = {
+    "train": "train a model, or go on with a run",
+    "translate": "translate with one run or an ensemble; score against a reference",
+    "list": "what can be chosen and set: placements, norms, schedules, optimizers, ..., options, schema",
+    "explain": "equations, norm count, parameters and learning rates of a configuration",
+    "average": "average checkpoints of a run into one weights file",
+    "data": "prepare or inspect the data of a configuration",
+    "docs": "write the generated tables of the documentation",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command by name; `-h` lists them. The commands are imported one at a time, so that each starts fast."""
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        lines = [f"  {command:<10} {text}" for command, text in COMMANDS.items()]
+        print("usage: python -m transformer COMMAND ...\n\ncommands (each has --help):", *lines, sep="\n")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
+        return 2
+    code: int = importlib.import_module(f".cli.{name}", __package__).main(rest)
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

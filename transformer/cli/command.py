@@ -1,0 +1,104 @@
+"""What all commands share: flags for options, and errors as messages and exit codes, never as tracebacks."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from ..core.errors import UserError
+from ..core.loading import Override
+
+Main: TypeAlias = Callable[..., int]
+
+INTERRUPTED = 130
+EXIT_CODES = """\
+exit codes: 0 done; 1 a data file, checkpoint or run directory cannot be used; 2 the configuration or the
+command line is wrong; 3 the run diverged; 130 interrupted by Ctrl-C or SIGTERM, with what was done saved"""
+
+
+def command(run: Callable[[Sequence[str]], int]) -> Main:
+    """Make `main(argv=None) -> exit code` of a function of the arguments."""
+
+    @functools.wraps(run)
+    def main(argv: Sequence[str] | None = None) -> int:
+        try:
+            code = run(sys.argv[1:] if argv is None else list(argv))
+            sys.stdout.flush()
+            return code
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+            _discard_stdout()
+            return 0
+
+    return main
+
+
+def _discard_stdout() -> None:
+    """Let the interpreter's last flush succeed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that keeps line breaks in its texts and takes no abbreviations."""
+
+    def __init__(self, name: str, description: str, epilog: Callable[[], str] = lambda: EXIT_CODES) -> None:
+        script = os.path.basename(sys.argv[0])
+        super().__init__(
+            prog=script if script == f"{name}.py" else f"python -m transformer {name}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.lazy_epilog = epilog
+
+    def format_help(self) -> str:
+        self.epilog = self.lazy_epilog()
+        return super().format_help()
+
+    def add_options(self, flags: dict[str, tuple[str, str]], only: str = "") -> None:
+        """Flags that set options, flag: (key, help), and `--set`; `overrides` keeps their order."""
+        self.set_defaults(overrides=[])
+        for flag, (key, text) in flags.items():
+            metavar = flag.strip("-").replace("-", "_").upper()
+            self.add_argument(flag, action=_Collect, key=key, metavar=metavar, help=text, dest=flag)
+        example = f"{only}.x=y" if only else "section.key=value"
+        text = f"set an option: --set {example}; may be given often, the last one counts"
+        self.add_argument("--set", action=_Collect, metavar=example, help=text, dest="--set")
+
+
+class _Collect(argparse.Action):
+    """Append an option's new value to `overrides`, with the words it was given in."""
+
+    def __init__(self, *args: Any, key: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "default": argparse.SUPPRESS})
+        self.key = key
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        item = (
+            Override(tuple(self.key.split(".")), values, f"{option_string} {values}") if self.key else values
+        )
+        namespace.overrides = [*namespace.overrides, item]
+
+
+MODEL_FLAGS = {
+    "--placement": ("model.placement", "where the norm sits: `list placements`"),
+    "--norm": ("model.norm", "which norm: `list norms`"),
+    "--warmup": ("train.warmup", "updates of warm-up; 0 is none"),
+    "--lr": ("train.lr", "peak learning rate"),
+    "--seed": ("seed", "seed of the run"),
+}

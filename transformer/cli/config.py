@@ -1,0 +1,51 @@
+"""The whole configuration: one section for each floor, and what must fit between them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from ..core.configuration import Int, Section, Text
+from ..core.errors import Problem
+from ..core.loading import Override
+from ..data.dataset import DataConfig
+from ..decoding.config import DecodeConfig
+from ..model.config import ModelConfig
+from ..training.config import TrainConfig
+
+RUNS = "runs"
+
+
+class Config(Section):
+    """Everything that decides a run. YAML files hold differences from these defaults."""
+
+    seed: Int = Field(
+        1, description="initial weights, data order, dropout and subword training follow from it"
+    )
+    run_dir: Text | None = Field(
+        None,
+        description="where the run is written (default: runs/FILE-PLACEMENT and the flags that were given)",
+    )
+    data: DataConfig = Field(default_factory=DataConfig.defaults)
+    model: ModelConfig = Field(default_factory=ModelConfig.defaults)
+    train: TrainConfig = Field(default_factory=TrainConfig.defaults)
+    decode: DecodeConfig = Field(default_factory=DecodeConfig.defaults)
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.model.joint_vocabulary and not self.data.tokenizer.joint:
+            yield Problem(
+                "model.tie_embeddings",
+                f"{self.model.tie_embeddings} needs one vocabulary, but data.tokenizer.joint is false",
+                hint="set data.tokenizer.joint=true, or tie only target_output",
+            )
+
+
+def default_run_dir(file: Path, config: Config, overrides: Sequence[str | Override]) -> str:
+    """`runs/multi30k-pre`; other flags follow, where given: `runs/multi30k-post-warmup0-seed2`."""
+    parts = [file.stem, str(config.model.placement)]
+    flags = {item.path[-1]: item.value for item in overrides if isinstance(item, Override)}
+    parts += [f"{name}{value}" for name, value in flags.items() if name not in ("placement", "run_dir")]
+    return os.path.join(RUNS, "-".join(parts).replace(os.sep, "_"))

@@ -1,0 +1,145 @@
+"""Tables of what can be chosen and set, as text and Markdown, from the registries and sections alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from ..core.options import Option, options
+from ..core.registry import Registry
+from ..decoding.config import SEARCHES
+from ..decoding.penalties import LENGTH_PENALTIES
+from ..modules.embeddings import POSITIONS
+from ..modules.feedforward import ACTIVATIONS
+from ..modules.norms import NORMS
+from ..modules.placements import PLACEMENTS
+from ..training.optimizers import OPTIMIZERS
+from ..training.schedules import SCHEDULES
+from .config import Config
+
+REGISTRIES: Mapping[str, Registry[Any]] = {
+    "placements": PLACEMENTS,
+    "norms": NORMS,
+    "schedules": SCHEDULES,
+    "optimizers": OPTIMIZERS,
+    "activations": ACTIVATIONS,
+    "positions": POSITIONS,
+    "searches": SEARCHES,
+    "length_penalties": LENGTH_PENALTIES,
+}
+WIDTH = 110
+
+
+def choices_text(kind: str) -> str:
+    """One registry: name, title and equation on a line, paper and note below."""
+    entries = REGISTRIES[kind].entries()
+    name_width = max(len(entry.name) for entry in entries)
+    title_width = max(len(entry.title) for entry in entries)
+    lines = []
+    for entry in entries:
+        lines.append(f"{entry.name:<{name_width}}  {entry.title:<{title_width}}  {entry.equation}".rstrip())
+        for detail in filter(None, (entry.paper, entry.note)):
+            indent = " " * (name_width + 2)
+            lines.append(textwrap.fill(detail, WIDTH, initial_indent=indent, subsequent_indent=indent))
+    return "\n".join(lines)
+
+
+def choices_facts(kind: str) -> list[dict[str, str]]:
+    """One registry for programs."""
+    return [
+        {"name": e.name, "title": e.title, "equation": e.equation, "paper": e.paper, "note": e.note}
+        for e in REGISTRIES[kind].entries()
+    ]
+
+
+def options_text(section: str | None = None) -> str:
+    """Every option with its default and help, grouped by section."""
+    lines: list[str] = []
+    for title, group in grouped_options():
+        if section is not None and title.split(".")[0] != section:
+            continue
+        lines += ["", f"{title or 'top level'}:"]
+        for option in group:
+            indent = " " * 28
+            head = f"  {option.path[-1]} = {shown_default(option)}"
+            body = f"{option.help} [{option.kind}]" if option.help else f"[{option.kind}]"
+            if len(head) < len(indent) - 1:
+                lines += textwrap.wrap(f"{head:<{len(indent)}}{body}", WIDTH, subsequent_indent=indent)
+            else:
+                lines += [head, *textwrap.wrap(body, WIDTH, initial_indent=indent, subsequent_indent=indent)]
+    return "\n".join(lines[1:])
+
+
+def options_facts() -> list[dict[str, Any]]:
+    """Every option for programs."""
+    return [
+        {"key": o.key, "default": json.loads(_json(o.default)), "type": o.kind, "help": o.help}
+        for o in options(Config)
+    ]
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a configuration file, `extends` included, for editors."""
+    described = Config.model_json_schema()
+    files = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    described["properties"] = {
+        "extends": {**files, "description": "files this one changes"},
+        **described["properties"],
+    }
+    return described
+
+
+def grouped_options() -> list[tuple[str, list[Option]]]:
+    """Options by the dotted name of their section; "" is the top level."""
+    return [
+        (title, list(group)) for title, group in groupby(options(Config), lambda o: ".".join(o.path[:-1]))
+    ]
+
+
+def shown_default(option: Option) -> str:
+    """The default as YAML on one line."""
+    return "(required)" if option.required else _json(option.default).replace('"', "")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=list)
+
+
+_MARK = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def refresh(document: str) -> str:
+    """Rewrite tables between `<!-- generated: NAME -->` and `<!-- end -->`; NAME: a registry or `options`."""
+
+    def written(match: re.Match[str]) -> str:
+        name = match[2]
+        table = options_markdown() if name == "options" else choices_markdown(name)
+        return f"{match[1]}\n{table}\n\n{match[4]}"
+
+    return _MARK.sub(written, document)
+
+
+def choices_markdown(kind: str) -> str:
+    rows = [
+        [f"`{e.name}`", e.title, f"`{e.equation}`" if e.equation else "", e.paper, e.note]
+        for e in REGISTRIES[kind].entries()
+    ]
+    return _markdown(["name", "", "equation", "source", "note"], rows)
+
+
+def options_markdown() -> str:
+    parts = []
+    for title, group in grouped_options():
+        rows = [[f"`{o.key}`", f"`{shown_default(o)}`", o.kind, o.help] for o in group]
+        table = _markdown(["option", "default", "values", "what it does"], rows)
+        parts.append(f"### {title or 'top level'}\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

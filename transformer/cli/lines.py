@@ -1,0 +1,91 @@
+r"""Lines of text in and out: bytes are split on \n only, so N lines in are N lines out.
+
+U+2028, U+0085, lone \r and the like are characters within a line. One \r before the \n is stripped.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ..core.errors import DataError
+from ..data.corpus import Oddities, lines_of
+
+
+def read_lines(path: str | None) -> Iterator[str]:
+    """Lines of a file (plain or gzip), or of stdin for None and `-`; none for an empty one.
+
+    Bad bytes become U+FFFD; that, and all else that is odd, is reported on stderr once the end is reached.
+    Raises DataError with the file's name when it cannot be read.
+    """
+    shown = "stdin" if path is None or path == "-" else path
+    oddities = Oddities(shown)
+    try:
+        with _opened(path) as file:
+            yield from lines_of(file, shown, oddities)
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise DataError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    for message in oddities.messages():
+        say(message)
+
+
+@contextmanager
+def _opened(path: str | None) -> Iterator[BinaryIO]:
+    if path is None or path == "-":
+        yield sys.stdin.buffer
+        return
+    with open(path, "rb") as file:
+        if file.peek(2)[:2] != b"\x1f\x8b":
+            yield file
+            return
+        with gzip.open(file, "rb") as unpacked:
+            yield cast(BinaryIO, unpacked)
+
+
+@contextmanager
+def output(path: str | None) -> Iterator[BinaryIO]:
+    """Where lines go: a file, or stdout for None and `-`. DataError when the file cannot be written."""
+    if path is None or path == "-":
+        yield sys.stdout.buffer
+        return
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "wb")  # noqa: SIM115 - closed below; only opening it may fail as the user's error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+    with file:
+        yield file
+
+
+def write_line(file: BinaryIO, text: str) -> None:
+    """One line, whatever the text holds."""
+    file.write(text.replace("\n", " ").encode("utf-8", "replace") + b"\n")
+
+
+def json_line(value: Any) -> str:
+    """JSON on one line for every reader's idea of a line; what is not a number becomes null."""
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
+    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"})
+
+
+def finite(value: Any) -> Any:
+    """The same with null for every number that JSON has no words for."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def say(text: str) -> None:
+    """A remark on stderr, which never mixes with the lines."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,84 @@
+"""From a command line to a configuration: which file it names, and what a resumed run may change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..core.configuration import Section
+from ..core.errors import CheckpointError, ConfigError, Problem
+from ..core.loading import Override, load
+from ..training.schedules import SCHEDULES
+from .config import Config, default_run_dir
+
+CONFIG_FILE = "config.yaml"
+# Limits, and what is written where: the numbers of a run do not depend on these.
+CHANGEABLE = (
+    "train.updates",
+    "train.epochs",
+    "train.minutes",
+    "train.patience",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+    "train.threads",
+)
+Overrides = Sequence[str | Override]
+
+
+def new_config(file: str, overrides: Overrides) -> Config:
+    """The configuration of a new run, `run_dir` filled in."""
+    config = load(Config, file, overrides)
+    if config.run_dir is not None:
+        return config
+    return config.model_copy(update={"run_dir": default_run_dir(Path(file), config, overrides)})
+
+
+def resumed_config(run: Path, overrides: Overrides) -> Config:
+    """The configuration of a run that goes on: its own, with other limits. ConfigError for other changes."""
+    file = config_file_of(run)
+    written = load(Config, file)
+    config = load(Config, file, overrides).model_copy(update={"run_dir": str(run)})
+    horizon = SCHEDULES[config.train.schedule].needs_horizon
+    problems = []
+    for key, before, after in _differences(written.model_copy(update={"run_dir": str(run)}), config):
+        if key not in CHANGEABLE:
+            message = f"a run goes on with what it was started with: {before!r}, not {after!r}"
+            problems.append(
+                Problem(key, message, hint=f"start a new run, or change only {', '.join(CHANGEABLE)}")
+            )
+        elif horizon and key in ("train.updates", "train.epochs"):
+            message = (
+                f"the {config.train.schedule} schedule of this run was laid out for {before}, not {after}"
+            )
+            problems.append(
+                Problem(key, message, hint="a schedule that needs the end of the run cannot get another one")
+            )
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def run_config(run: Path) -> Config:
+    """The configuration that a run directory holds."""
+    return load(Config, config_file_of(run))
+
+
+def config_file_of(run: Path) -> Path:
+    """RUN/config.yaml, or CheckpointError."""
+    file = run / CONFIG_FILE
+    if not run.is_dir():
+        raise CheckpointError(f"{run}: no such run directory; train one with train.py")
+    if not file.is_file():
+        raise CheckpointError(f"{run}: not a run directory, it holds no {CONFIG_FILE}")
+    return file
+
+
+def _differences(one: Section, other: Section, prefix: str = "") -> Iterator[tuple[str, object, object]]:
+    """(key, value in one, value in the other) of every option that differs."""
+    for name in type(one).model_fields:
+        before, after = getattr(one, name), getattr(other, name)
+        if isinstance(before, Section) and isinstance(after, Section):
+            yield from _differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            yield f"{prefix}{name}", before, after

@@ -1,0 +1,89 @@
+"""result.json: how a run ended, with what it takes to tell which run it was."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..model.transformer import Transformer
+from ..training.checkpoint import write_atomically
+from ..training.trainer import Outcome
+from .config import Config
+from .lines import finite
+
+RESULT = "result.json"
+PACKAGES = ("prepost-transformer", "torch", "numpy", "sentencepiece", "sacrebleu", "safetensors", "pydantic")
+
+
+def describe_result(
+    config: Config, outcome: Outcome, model: Transformer, command: Sequence[str]
+) -> dict[str, Any]:
+    """All that result.json holds; `test` will be name -> {bleu, chrf, ter, signature}."""
+    metrics = outcome.metrics
+    return {
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "updates": outcome.updates,
+        "epochs": outcome.epochs,
+        "seconds": outcome.seconds,
+        "target_tokens": outcome.target_tokens,
+        "target_tokens_per_second": outcome.target_tokens_per_second,
+        "parameters": model.parameter_count(),
+        "placement": config.model.placement_of("encoder"),
+        "decoder_placement": config.model.placement_of("decoder"),
+        "norm": config.model.norm_of("encoder"),
+        "decoder_norm": config.model.norm_of("decoder"),
+        "optimizer": config.train.optimizer,
+        "schedule": config.train.schedule,
+        "warmup": config.train.warmup,
+        "peak_lr": config.train.lr,
+        "seed": config.seed,
+        "valid_loss": metrics.get("loss"),
+        "valid_perplexity": metrics.get("perplexity"),
+        "valid_bleu": metrics.get("bleu"),
+        "best_update": outcome.best_update,
+        "averaged": outcome.averaged,
+        "test": {},
+        "device": str(model.output_weight.device),
+        "versions": versions(),
+        "commit": commit(),
+        "command": shlex.join(command),
+    }
+
+
+def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
+    """Write result.json, whole or not at all; what is not a number becomes null."""
+    text = json.dumps(finite(dict(result)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(run_dir / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def commit() -> str | None:
+    """The commit that this package's source is of, `-dirty` with changes; None outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        # A package installed into some other project's tree is not of that project's commit.
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", "result.py"], capture_output=True, check=True, timeout=10
+        )
+        done = subprocess.run([*git, *describe], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,83 @@
+"""Load what a run directory holds: configuration, tokenizers and a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..core.errors import CheckpointError, ConfigError
+from ..data.tokenizer import Tokenizer, load_tokenizers
+from ..model.transformer import Transformer
+from ..training.checkpoint import load_model_weights
+from .config import Config
+from .resolve import run_config
+
+WEIGHTS = "model.safetensors"
+TOKENIZERS = "tokenizer"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and what it needs to read and write text; `header` is that of its weights file."""
+
+    directory: Path
+    config: Config
+    model: Transformer
+    source_tokenizer: Tokenizer
+    target_tokenizer: Tokenizer
+    header: dict[str, str]
+
+
+def load_run(directory: Path, checkpoint: str | None = None, device: torch.device | None = None) -> Run:
+    """Load a run with its model, or with other weights: `checkpoint` is `last`, `update-0000500` or a file.
+
+    Raises CheckpointError, which names the file, when something is missing, cut short or of another model.
+    """
+    config = run_config(directory)
+    source, target = load_tokenizers(directory / TOKENIZERS)
+    model = Transformer(source.size, target.size, config.model, seed=config.seed)
+    header = load_model_weights(weights_file(directory, checkpoint), model)
+    return Run(directory, config, model.to(device).eval(), source, target, header)
+
+
+def load_ensemble(
+    directories: Sequence[Path], checkpoint: str | None = None, device: torch.device | None = None
+) -> list[Run]:
+    """Runs whose models can vote together: they read and write the same subwords."""
+    runs = [load_run(directory, checkpoint, device) for directory in directories]
+    first = runs[0]
+    for run in runs[1:]:
+        for side in ("source", "target"):
+            ours, theirs = (getattr(r, f"{side}_tokenizer").digest for r in (first, run))
+            if ours != theirs:
+                raise CheckpointError(
+                    f"{run.directory}: its {side} vocabulary is not that of {first.directory}; an ensemble"
+                    " needs one vocabulary: train both on the same text with the same data.tokenizer and seed"
+                )
+    return runs
+
+
+def weights_file(directory: Path, checkpoint: str | None) -> Path:
+    """The file that `checkpoint` names in a run; None is the run's model."""
+    if checkpoint is None:
+        return directory / WEIGHTS
+    if checkpoint == "last":
+        return directory / "checkpoints" / "last" / WEIGHTS
+    within = directory / "checkpoints" / f"{checkpoint}.safetensors"
+    return within if within.is_file() else Path(checkpoint)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU. ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"--device {name}: {reason}; use auto, cpu, cuda or cuda:0") from None
+    return device

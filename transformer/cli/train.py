@@ -1,0 +1,183 @@
+"""train.py CONFIG: prepare the data, train, score the test sets, write result.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..core.errors import ConfigError
+from ..core.loading import to_yaml
+from ..data.batching import BatchStream
+from ..data.dataset import Prepared, prepare, read_parallel
+from ..decoding.translator import Translator
+from ..evaluation.validation import Validator, score_test_sets
+from ..model.transformer import Transformer
+from ..training.checkpoint import load_model_weights, write_atomically
+from ..training.logbook import Logbook
+from ..training.trainer import Trainer
+from .command import EXIT_CODES, INTERRUPTED, MODEL_FLAGS, Parser, command
+from .config import Config
+from .describe import REGISTRIES, choices_text, options_text
+from .lines import say
+from .resolve import CHANGEABLE, CONFIG_FILE, new_config, resumed_config
+from .result import commit, describe_result, versions, write_result
+from .runs import TOKENIZERS, WEIGHTS, pick_device
+
+DATA_REPORT = "data.json"
+EXIT = {"completed": 0, "diverged": 3, "interrupted": INTERRUPTED}
+# What preparing data leaves behind when it is interrupted: a new run may be laid over it.
+PREPARED = {TOKENIZERS, DATA_REPORT, "log.txt"}
+PREFETCH = 4  # batches made ahead of the trainer
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Train, or go on with a run. The exit code tells how it ended."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if (arguments.config is None) == (arguments.resume is None):
+        raise ConfigError("give a configuration file, or --resume RUN (which has its own)")
+    resume = arguments.resume is not None
+    overrides = arguments.overrides
+    config = (
+        resumed_config(arguments.resume, overrides) if resume else new_config(arguments.config, overrides)
+    )
+    if arguments.check:
+        return _check(config)
+    device = pick_device(arguments.device)
+    run_dir = Path(str(config.run_dir))
+    if not resume:
+        refuse_to_overwrite(run_dir)
+    return train(config, run_dir, device, resume, [parser.prog, *argv])
+
+
+def train(
+    config: Config, run_dir: Path, device: torch.device, resume: bool, command_line: Sequence[str]
+) -> int:
+    """Wire the floors together and run; the exit code."""
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    logbook = Logbook(run_dir)
+    logbook.say(f"run directory {run_dir}" + (", resumed" if resume else ""))
+    data = prepare(config.data, run_dir, config.seed, logbook.say)
+    tests = {name: _pairs(config, prefix, "test") for name, prefix in config.data.test.items()}
+    for line in data.report.text().splitlines():
+        logbook.say(line)
+    _write_text(run_dir / DATA_REPORT, json.dumps(data.report.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    _write_text(run_dir / CONFIG_FILE, to_yaml(config))
+    model = Transformer(
+        data.source_tokenizer.size, data.target_tokenizer.size, config.model, seed=config.seed
+    )
+    logbook.say(f"{model.parameter_count():,} parameters, {config.model.placement} placement, on {device}")
+    trainer = wire(config, run_dir, data, model.to(device), logbook)
+    if resume and (run_dir / "checkpoints").exists():
+        trainer.resume()
+    outcome = trainer.fit()
+    result = describe_result(config, outcome, model, command_line)
+    write_result(run_dir, result)
+    if outcome.status == "completed" and tests:
+        load_model_weights(run_dir / WEIGHTS, model)
+        translator = Translator([model], data.source_tokenizer, data.target_tokenizer, config.decode)
+        for name, pairs in tests.items():
+            result["test"] |= score_test_sets(translator, {name: pairs})
+            write_result(run_dir, result)
+            scores = result["test"][name]
+            logbook.say(f"{name}: BLEU {scores['bleu']:.2f}  chrF2 {scores['chrf']:.2f}")
+            logbook.say(f"{name}: {scores['signature']['bleu']}")
+    return EXIT[outcome.status]
+
+
+def wire(config: Config, run_dir: Path, data: Prepared, model: Transformer, logbook: Logbook) -> Trainer:
+    """The trainer, with its stream and the validator it calls."""
+    stream = data.stream(config.train.batch_tokens, prefetch=PREFETCH)
+    validator = Validator(
+        list(BatchStream(data.valid, config.train.batch_tokens, config.seed, shuffle=False).epoch(1)),
+        _pairs(config, config.data.valid, "valid"),
+        data.source_tokenizer,
+        data.target_tokenizer,
+        config.decode,
+        label_smoothing=config.train.label_smoothing,
+        precision=config.train.precision,
+        bleu=config.train.validate_bleu,
+    )
+    return Trainer(
+        model,
+        stream,
+        config.train,
+        run_dir,
+        validator,
+        seed=config.seed,
+        unigram_loss=data.train.unigram_entropy(),
+        samples=validator.sample_text,
+        metadata={"commit": commit() or "unknown", "torch": versions()["torch"], "seed": str(config.seed)},
+        logbook=logbook,
+    )
+
+
+def _pairs(config: Config, prefix: str, split: Literal["valid", "test"]) -> list[tuple[str, str]]:
+    return read_parallel(prefix, config.data.source, config.data.target, split)
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def refuse_to_overwrite(run_dir: Path) -> None:
+    """ConfigError when the directory holds a run, or anything that is not ours."""
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"{run_dir} is a file; choose another --run-dir")
+    held = {path.name for path in run_dir.iterdir()} - PREPARED if run_dir.is_dir() else set()
+    if CONFIG_FILE in held:
+        raise ConfigError(
+            f"{run_dir} already holds a run; go on with it by --resume {run_dir}, choose another --run-dir,"
+            " or remove the directory if you no longer need it"
+        )
+    if held:
+        raise ConfigError(f"{run_dir} is not empty ({', '.join(sorted(held)[:4])}); choose another --run-dir")
+
+
+def _check(config: Config) -> int:
+    """Print the resolved configuration, and say on stderr what was checked."""
+    print(to_yaml(config), end="")
+    say("the configuration is valid: every key, value and combination was checked; no data was read")
+    run_dir = str(config.run_dir)
+    if os.path.exists(os.path.join(run_dir, CONFIG_FILE)):
+        say(f"note: {run_dir} already holds a run")
+    for note in config.train.unused_options():
+        say(f"note: {note}")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("train", "Train a translation model, or go on with a run.", _reference)
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="a YAML file; what it does not say has its default"
+    )
+    parser.add_options(
+        {**MODEL_FLAGS, "--run-dir": ("run_dir", "where to write the run; it must not hold one yet")}
+    )
+    changeable = ", ".join(CHANGEABLE)
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help=f"go on where a run stopped, exactly; --set may change {changeable}",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="validate, print the resolved configuration and stop"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    return parser
+
+
+def _reference() -> str:
+    """Everything that can be toggled, for --help."""
+    tables = [f"{kind}:\n{choices_text(kind)}" for kind in REGISTRIES]
+    return "\n\n".join(
+        [*tables, f"options (--set section.key=value, or YAML):\n{options_text()}", EXIT_CODES]
+    )

@@ -1,0 +1,180 @@
+"""translate.py RUN...: lines in, translations out, and their scores against a reference."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from ..core.errors import ConfigError, DataError, Problem
+from ..core.loading import Override, load
+from ..decoding.config import DecodeConfig
+from ..decoding.translator import Translator
+from ..evaluation.metrics import corpus_metrics
+from .command import EXIT_CODES, Parser, command
+from .config import Config
+from .describe import options_text
+from .lines import json_line, output, read_lines, say, write_line
+from .resolve import config_file_of
+from .runs import load_ensemble, pick_device
+
+FLAGS = {
+    "--beam": ("decode.beam", "hypotheses kept by beam search; 1 is greedy"),
+    "--n-best": (
+        "decode.n_best",
+        "translations of each line, shown with --json",
+    ),
+    "--search": ("decode.search", "beam, greedy or sampling"),
+    "--temperature": ("decode.temperature", "of sampling"),
+    "--top-k": ("decode.top_k", "sample among the k likeliest subwords"),
+    "--top-p": ("decode.top_p", "sample among the likeliest subwords that hold this probability"),
+    "--length-penalty": ("decode.length_penalty", "none, average or wu"),
+    "--alpha": ("decode.alpha", "strength of the length penalty"),
+    "--min-length": ("decode.min_length", "fewest subwords"),
+    "--max-length": ("decode.max_length", "most subwords"),
+    "--batch-tokens": ("decode.batch_tokens", "size of a batch"),
+    "--precision": ("decode.precision", "float32, bf16 or auto"),
+    "--seed": ("decode.seed", "of sampling"),
+}
+DESCRIPTION = """\
+Translate text, one line each: N lines in, N lines out, in order. A blank line gives a blank one.
+Several runs are an ensemble: their probabilities are averaged.
+
+With --reference, BLEU, chrF and TER are printed with their signatures: on stdout when --output takes the
+translations, on stderr otherwise, so that stdout holds the translations and nothing else.
+With --json each line is one object, with all --n-best translations, scores and subwords."""
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Translate, or score given translations."""
+    arguments = _parser().parse_args(argv)
+    _check_files(arguments)
+    config = decode_config(arguments.run[0], arguments.overrides)
+    if config.n_best > 1 and not arguments.json:
+        raise ConfigError([Problem("decode.n_best", "more than one translation a line needs --json")])
+    device = pick_device(arguments.device)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.input is None and sys.stdin.isatty():
+        config = config.model_copy(update={"chunk_lines": 1})
+    runs = load_ensemble(arguments.run, arguments.checkpoint, device)
+    first = runs[0]
+    models = [run.model for run in runs]
+    translator = Translator(models, first.source_tokenizer, first.target_tokenizer, config, device)
+    lines: Iterable[str] = read_lines(arguments.input)
+    partners = {name: _lines_of(getattr(arguments, name)) for name in ("reference", "prefix", "score")}
+    if arguments.input not in (None, "-") and any(other is not None for other in partners.values()):
+        lines = list(lines)
+        for name, other in partners.items():
+            _same_count(len(lines), other, arguments.input, getattr(arguments, name))
+    if partners["score"] is not None:
+        return _score(translator, lines, partners["score"], arguments)
+    return _translate(translator, lines, partners["prefix"], partners["reference"], arguments)
+
+
+def decode_config(run: Path, overrides: Sequence[str | Override]) -> DecodeConfig:
+    """The run's own decode section with the command line over it; ConfigError for any other section."""
+    problems = [
+        Problem(
+            item.partition("=")[0], "a trained run has only decode options", f"--set {item}", "use decode.x=y"
+        )
+        for item in overrides
+        if isinstance(item, str) and "=" in item and item.split(".")[0].strip() != "decode"
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return load(Config, config_file_of(run), overrides).decode
+
+
+def _translate(
+    translator: Translator,
+    lines: Iterable[str],
+    prefixes: list[str] | None,
+    references: list[str] | None,
+    arguments: argparse.Namespace,
+) -> int:
+    texts: list[str] = []
+    with output(arguments.output) as file:
+        for translation in translator.translate(lines, prefixes):
+            if translation.warning:
+                say(translation.warning)
+            write_line(file, json_line(translation.to_dict()) if arguments.json else translation.text)
+            if translator.config.chunk_lines == 1:
+                file.flush()
+            if references is not None:
+                texts.append(translation.text)
+        file.flush()
+    if references is not None:
+        _same_count(len(texts), references, arguments.input or "stdin", arguments.reference)
+        metrics = corpus_metrics(texts, references)
+        for warning in metrics.warnings:
+            say(f"warning: {warning}")
+        shown = json_line(metrics.to_dict()) if arguments.json else str(metrics)
+        print(shown, file=sys.stdout if arguments.output not in (None, "-") else sys.stderr)
+    return 0
+
+
+def _score(
+    translator: Translator, lines: Iterable[str], targets: list[str], arguments: argparse.Namespace
+) -> int:
+    with output(arguments.output) as file:
+        for score in translator.score(lines, targets):
+            write_line(file, json_line(score.to_dict()) if arguments.json else f"{score.log_probability:.6f}")
+        file.flush()
+    return 0
+
+
+def _lines_of(path: str | None) -> list[str] | None:
+    return None if path is None else list(read_lines(path))
+
+
+def _same_count(count: int, others: list[str] | None, name: str, other_name: str) -> None:
+    if others is not None and len(others) != count:
+        raise DataError(
+            f"{name} has {count} lines, {other_name} has {len(others)}: they have to be equally many"
+        )
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Refuse to write over what is read, and to read stdin twice."""
+    read = [arguments.input, arguments.reference, arguments.prefix, arguments.score]
+    for path in (path for path in read if path not in (None, "-")):
+        if not os.path.exists(path):
+            raise DataError(f"{path}: no such file")
+        if arguments.output and os.path.exists(arguments.output) and os.path.samefile(path, arguments.output):
+            raise ConfigError(
+                f"--output {arguments.output} would overwrite what is read; choose another file"
+            )
+    if sum(path == "-" for path in read[1:]) + (arguments.input in (None, "-")) > 1:
+        raise ConfigError("stdin can be read once: give --input or the other file by name")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "translate", DESCRIPTION, lambda: f"decode options:\n{options_text('decode')}\n\n{EXIT_CODES}"
+    )
+    parser.add_argument(
+        "run", nargs="+", type=Path, metavar="RUN", help="run directories; several are an ensemble"
+    )
+    parser.add_argument("--input", metavar="FILE", help="text to translate, plain or .gz (default: stdin)")
+    parser.add_argument("--output", metavar="FILE", help="where translations go (default: stdout)")
+    parser.add_argument(
+        "--reference", metavar="FILE", help="print BLEU, chrF and TER against this translation"
+    )
+    parser.add_argument(
+        "--prefix", metavar="FILE", help="for each line, what its translation has to begin with"
+    )
+    parser.add_argument("--score", metavar="FILE", help="do not translate: print log p of these translations")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--checkpoint", metavar="NAME", help="other weights: last, update-0000500 or a file")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads; 0 leaves torch's choice"
+    )
+    parser.add_options(FLAGS, only="decode")
+    return parser

@@ -1,0 +1,215 @@
+r"""Read parallel text byte-exactly: N lines in the file are N lines here.
+
+A line ends at `\n` and nowhere else; one trailing `\r` is taken off. U+2028, U+0085, form feeds and lone
+carriage returns are part of a line. A UTF-8 byte order mark at the start of a file is dropped, bytes that
+are not UTF-8 become U+FFFD; both are noted, with line numbers, and so is everything else that looks odd.
+Everything streams: memory holds one line of each side.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+from ..core.errors import DataError
+
+DEMO = "demo"
+DEMO_LANGUAGES = ("en", "de")
+Split = Literal["train", "valid", "test"]
+
+LONGEST_LINE = 1 << 26  # bytes; a "line" beyond this is not text, and reading on would fill the memory
+_FIRST_LINES = 5
+
+# Looked for in the bytes, so that a clean line costs one search.
+_ODD = re.compile(rb"\x00|[\x0b\x0c\r\x1c-\x1e]|\xc2\x85|\xe2\x80[\xa8\xa9]")
+INVALID = "invalid UTF-8, replaced by U+FFFD"
+NUL = "a NUL character, kept but unseen by the tokenizer"
+SEPARATOR = "a separator that is not a line end (U+2028, U+0085, lone CR and the like), kept inside the line"
+BOM = "a byte order mark at the start of the file, dropped"
+
+
+class Pair(NamedTuple):
+    """One line of each side. `line` counts from 1 in each file."""
+
+    line: int
+    source: str
+    target: str
+
+
+@dataclass
+class Oddities:
+    """What a file held that a reader should know of: kind -> how often, and the first few lines."""
+
+    name: str
+    counts: dict[str, int] = field(default_factory=dict)
+    lines: dict[str, list[int]] = field(default_factory=dict)
+
+    def note(self, kind: str, line: int) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        first = self.lines.setdefault(kind, [])
+        if len(first) < _FIRST_LINES:
+            first.append(line)
+
+    def messages(self) -> list[str]:
+        """`train.en: 2 lines with invalid UTF-8, replaced by U+FFFD: lines 3, 17`, one text a kind."""
+        texts = []
+        for kind, count in self.counts.items():
+            shown = ", ".join(str(line) for line in self.lines[kind])
+            more = ", ..." if count > len(self.lines[kind]) else ""
+            if count == 1:
+                texts.append(f"{self.name}: 1 line with {kind}: line {shown}")
+            else:
+                texts.append(f"{self.name}: {count} lines with {kind}: lines {shown}{more}")
+        return texts
+
+
+def lines_of(stream: BinaryIO, name: str, oddities: Oddities | None = None) -> Iterator[str]:
+    """Yield the lines of an open byte stream (a file, standard input) as text.
+
+    Raises DataError when a line is longer than `LONGEST_LINE` bytes or the text is UTF-16.
+    """
+    number = 0
+    while raw := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(raw) > LONGEST_LINE:
+            raise DataError(
+                f"{name}: line {number} is longer than {LONGEST_LINE:,} bytes; is this a text file?"
+            )
+        if number == 1:
+            if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise DataError(
+                    f"{name}: this is UTF-16 text; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"
+                )
+            if raw.startswith(codecs.BOM_UTF8):
+                raw = raw[len(codecs.BOM_UTF8) :]
+                if oddities:
+                    oddities.note(BOM, 1)
+        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            text = raw.decode(errors="replace")
+            if oddities:
+                oddities.note(INVALID, number)
+        if oddities and (match := _ODD.search(raw)):
+            _note_odd(oddities, raw, match.group(), number)
+        yield text
+
+
+def _note_odd(oddities: Oddities, raw: bytes, first: bytes, number: int) -> None:
+    if b"\x00" in raw:
+        oddities.note(NUL, number)
+    if first != b"\x00" or any(found != b"\x00" for found in _ODD.findall(raw)):
+        oddities.note(SEPARATOR, number)
+
+
+def find(prefix: str, language: str) -> Path:
+    """`prefix.language`, or `prefix.language.gz` when the plain file is not there.
+
+    Raises DataError that says what was tried and which files of that directory have a similar name.
+    """
+    plain = Path(f"{prefix}.{language}")
+    packed = Path(f"{prefix}.{language}.gz")
+    for path in (plain, packed):
+        if path.is_file():
+            return path
+    message = f"no such file: {plain} (nor {packed.name})"
+    folder = plain.parent
+    if not folder.is_dir():
+        raise DataError(f"{message}; the directory {folder} does not exist")
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise DataError(f"{message}; cannot list {folder}: {error.strerror}") from error
+    near = difflib.get_close_matches(plain.name, names, n=3, cutoff=0.5)
+    if near:
+        raise DataError(f"{message}; {folder} has {', '.join(near)}")
+    raise DataError(f"{message}; a prefix is a path without its language, as data/multi30k/train")
+
+
+def read_lines(path: str | Path, oddities: Oddities | None = None) -> Iterator[str]:
+    """Yield the lines of a plain or `.gz` file. Raises DataError with the file's name and the line."""
+    path = Path(path)
+    number = 0
+    try:
+        with ExitStack() as stack:
+            raw = stack.enter_context(open(path, "rb"))
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            if packed and path.suffix != ".gz":
+                raise DataError(f"{path}: this file is gzip-compressed; give its name the ending .gz")
+            stream: BinaryIO = raw
+            if path.suffix == ".gz":
+                stream = io.BufferedReader(stack.enter_context(gzip.GzipFile(fileobj=raw)), 1 << 20)
+            for line in lines_of(stream, str(path), oddities):
+                number += 1
+                yield line
+    except FileNotFoundError:
+        raise DataError(f"no such file: {path}") from None
+    except EOFError:
+        raise DataError(
+            f"{path}: the compressed file is cut short after line {number}; copy it again"
+        ) from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: not a sound gzip file after line {number}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror or error}") from None
+    if number == 0:
+        raise DataError(f"{path}: the file is empty")
+
+
+def read_pairs(
+    prefix: str,
+    source: str,
+    target: str,
+    split: Split = "test",
+    oddities: tuple[Oddities, Oddities] | None = None,
+) -> Iterator[Pair]:
+    """Yield the pairs of `prefix.source` and `prefix.target`, or of a split of the embedded corpus (`demo`).
+
+    Raises DataError when a file is missing, empty or damaged, and when the sides differ in length.
+    """
+    if prefix == DEMO:
+        yield from _demo(source, target, split)
+        return
+    paths = find(prefix, source), find(prefix, target)
+    notes = oddities or (None, None)
+    sides = tuple(read_lines(path, note) for path, note in zip(paths, notes, strict=True))
+    number = 0
+    while True:
+        left, right = next(sides[0], None), next(sides[1], None)
+        if left is None or right is None:
+            break
+        number += 1
+        yield Pair(number, left, right)
+    if left is not None or right is not None:
+        longer, rest = (0, sides[0]) if left is not None else (1, sides[1])
+        total = number + 1 + sum(1 for _ in rest)
+        raise DataError(
+            f"the sides differ in length: {paths[1 - longer]} has {number} lines, "
+            f"{paths[longer]} has {total}; line {number + 1} of {paths[longer]} has no partner"
+        )
+
+
+def read_parallel(prefix: str, source: str, target: str, split: Split = "test") -> list[tuple[str, str]]:
+    """All pairs of a test or validation set as they stand in the files, for scoring against the raw text."""
+    return [(pair.source, pair.target) for pair in read_pairs(prefix, source, target, split)]
+
+
+def _demo(source: str, target: str, split: Split) -> Iterator[Pair]:
+    from .demo import demo_pairs  # the grammar is only built by those who ask for it
+
+    if {source, target} != set(DEMO_LANGUAGES):
+        raise DataError(f"the demo corpus is English-German: it has no {source}-{target}")
+    forward = (source, target) == DEMO_LANGUAGES
+    for number, (english, german) in enumerate(demo_pairs(split), 1):
+        yield Pair(number, english, german) if forward else Pair(number, german, english)

@@ -1,0 +1,306 @@
+"""SentencePiece models: trained on training text only, deterministic, never taking text for a control id.
+
+Normalisation `plain` (the default) leaves every visible character alone, so that output can be scored against
+the untouched reference: control characters vanish, odd white space (tab, no-break space, U+2028, ...)
+becomes a space, runs of spaces become one. `nfkc` adds Unicode compatibility normalisation by SentencePiece's
+`nmt_nfkc` rules, which rewrites text (`½` becomes `1⁄2`): scores against raw references then suffer.
+
+Papers: SentencePiece, Kudo and Richardson 2018; BPE, Sennrich et al. 2016; unigram model and subword
+sampling, Kudo 2018; BPE-dropout, Provilkov et al. 2020.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import sentencepiece
+from pydantic import Field, model_validator
+
+from ..core.configuration import Count, Int, NonNegative, Positive, Section, Text
+from ..core.errors import DataError
+from ..core.special import BOS, EOS, PAD, UNK
+
+JOINT, SOURCE, TARGET = "joint.model", "source.model", "target.model"
+
+# U+0001 is taken out of every text before SentencePiece sees it, so no text can spell a control piece.
+_CONTROL_PIECES = {PAD: "\x01<pad>", UNK: "\x01<unk>", BOS: "\x01<s>", EOS: "\x01</s>"}
+_ODD = re.compile("[\x00-\x1f\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u2581\u3000\ufeff]")
+_SPACES = re.compile("[\t\n\x0b\x0c\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
+_REPLACED = {c: None for c in (*range(0x20), *range(0x7F, 0xA0), 0xFEFF)}
+_TRANSLATION: dict[int, str | None] = {
+    **_REPLACED,
+    # U+2581 is SentencePiece's own sign for a space; as text it would come back as one.
+    0x2581: "_",
+    **{c: " " for c in range(0x3001) if _SPACES.match(chr(c))},
+}
+
+_LARGEST_REQUEST = (
+    10_000_000  # SentencePiece's arithmetic overflows near 2**31 and its trainer then never ends
+)
+_LONGEST_SENTENCE = 4096  # bytes a training sentence may have; longer lines are cut, not left out
+_TRAINING_THREADS = 4  # fixed: the order of float sums, and so the model, depends on it
+
+PieceCount = Annotated[Int, Field(ge=5)]  # the control pieces and one more
+
+
+class TokenizerConfig(Section):
+    """How text becomes subwords."""
+
+    type: Literal["bpe", "unigram", "char"] = Field(default="bpe", description="kind of SentencePiece model")
+    joint: bool = Field(default=True, description="one model for both languages, trained on both sides")
+    vocab_size: PieceCount = Field(
+        default=8000, description="pieces in a vocabulary, the four control pieces included"
+    )
+    source_vocab_size: PieceCount | None = Field(
+        default=None, description="another size for the source (separate models only; default: `vocab_size`)"
+    )
+    target_vocab_size: PieceCount | None = Field(
+        default=None, description="another size for the target (separate models only; default: `vocab_size`)"
+    )
+    character_coverage: Positive = Field(
+        default=1.0,
+        le=1.0,
+        description="share of the text's characters that get a piece; the rest are unknown",
+    )
+    byte_fallback: bool = Field(
+        default=False, description="spell unknown characters in bytes (adds 256 pieces)"
+    )
+    normalization: Literal["plain", "nfkc"] = Field(
+        default="plain",
+        description="plain: only white space and control characters change; nfkc: Unicode NFKC too",
+    )
+    sampling: NonNegative = Field(
+        default=0.0,
+        description="subword sampling in training: dropout of merges (bpe, 0.1 is usual) or smoothing "
+        "(unigram, 0.1 to 0.5 is usual); 0 = off",
+    )
+    sampling_side: Literal["both", "source", "target"] = Field(
+        default="both", description="which side is sampled"
+    )
+    training_lines: Count = Field(
+        default=1_000_000, description="lines, evenly spread, that the model is trained on"
+    )
+    path: Text | None = Field(
+        default=None,
+        description="use the models in this directory (of a run, say) instead of training new ones",
+    )
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> TokenizerConfig:
+        if problems := list(self._problems()):
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        if self.joint and (self.source_vocab_size or self.target_vocab_size):
+            yield "source_vocab_size and target_vocab_size need joint: false"
+        if self.sampling and self.type == "char":
+            yield "a character model has one segmentation only: sampling must be 0"
+        if self.type == "bpe" and self.sampling >= 1:
+            yield f"sampling = {self.sampling:g} is a dropout rate with bpe: it must be below 1"
+
+    def training_options(self) -> dict[str, object]:
+        """The options that decide what is trained, and so what a cache or a run directory must agree on."""
+        return self.model_dump(exclude={"sampling", "sampling_side", "path"})
+
+
+def clean(text: str) -> str:
+    """Take out control characters and turn odd white space into spaces; all else stays."""
+    return text.translate(_TRANSLATION) if _ODD.search(text) else text
+
+
+class Tokenizer:
+    """One SentencePiece model. Ids 0 to 3 are PAD, UNK, BOS, EOS, and only UNK ever comes out of text."""
+
+    def __init__(self, model: bytes) -> None:
+        self.model = model
+        self.digest = hashlib.sha256(model).hexdigest()
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.LoadFromSerializedProto(model)
+        self.size: int = self._processor.GetPieceSize()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Raises DataError naming the file when it is missing, broken, or has other control ids."""
+        try:
+            tokenizer = cls(Path(path).read_bytes())
+        except OSError as error:
+            raise DataError(f"{path}: cannot read the tokenizer: {error.strerror or error}") from None
+        except (RuntimeError, ValueError):
+            raise DataError(f"{path}: not a SentencePiece model, or cut short") from None
+        p = tokenizer._processor
+        if (p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id()) != (PAD, UNK, BOS, EOS):
+            raise DataError(
+                f"{path}: its control ids are not pad={PAD}, unk={UNK}, bos={BOS}, eos={EOS}; "
+                "train it with this toolkit"
+            )
+        return tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a line, without BOS and EOS. A blank line has none."""
+        ids: list[int] = self._processor.encode(clean(text))
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._processor.encode([clean(text) for text in texts])
+        return ids
+
+    def sample(self, text: str, alpha: float, seed: int) -> list[int]:
+        """Draw a segmentation: a function of (text, alpha, seed) in every thread and process."""
+        _check_reseeding()
+        with _GENERATOR:
+            return self._draw(text, alpha, seed)
+
+    def _draw(self, text: str, alpha: float, seed: int) -> list[int]:
+        sentencepiece.set_random_generator_seed(seed % 0xFFFFFFFE)  # the largest value means "no seed"
+        ids: list[int] = self._processor.encode(clean(text), enable_sampling=True, nbest_size=-1, alpha=alpha)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids: the inverse of `encode` up to `clean` and runs of spaces. Ids 0 to 3 are left out."""
+        text: str = self._processor.decode([int(i) for i in ids if i > EOS])
+        return text
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The pieces of ids, `▁` for a space; control ids read `<pad>`, `<unk>`, `<s>`, `</s>`."""
+        return [self._processor.IdToPiece(int(i)).removeprefix("\x01") for i in ids]
+
+    def knows(self, character: str) -> bool:
+        """Has this character a piece of its own (or bytes to spell it)?"""
+        return UNK not in self.encode(character)
+
+    def save(self, path: Path) -> None:
+        """Write the model file whole or not at all."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_bytes(self.model)
+        os.replace(temporary, path)
+
+
+_GENERATOR = threading.Lock()  # SentencePiece has one seed for the whole process
+
+
+@lru_cache(maxsize=1)
+def _check_reseeding() -> None:
+    """Older SentencePiece seeds a thread's generator once and for all: nothing would be reproducible."""
+    probe = Tokenizer(
+        _train(iter(["aaaa bbbb aaab"] * 8), "probe", "unigram", 10, TokenizerConfig(vocab_size=10))
+    )
+    text = "aaaa bbbb aaab " * 8
+    with _GENERATOR:
+        first, _, again = (probe._draw(text, 0.1, seed) for seed in (1, 2, 1))
+    if first != again:
+        raise DataError(
+            f"subword sampling needs a newer sentencepiece than {sentencepiece.__version__}: "
+            "this one cannot be reseeded (pip install --upgrade sentencepiece)"
+        )
+
+
+def load_tokenizers(directory: str | Path) -> tuple[Tokenizer, Tokenizer]:
+    """Source and target tokenizer of a directory; the same object twice when they are joint."""
+    directory = Path(directory)
+    if (directory / JOINT).is_file():
+        joint = Tokenizer.load(directory / JOINT)
+        return joint, joint
+    missing = [name for name in (SOURCE, TARGET) if not (directory / name).is_file()]
+    if missing:
+        raise DataError(f"{directory}: no tokenizer here: neither {JOINT} nor {' and '.join(missing)}")
+    return Tokenizer.load(directory / SOURCE), Tokenizer.load(directory / TARGET)
+
+
+def train_tokenizers(
+    config: TokenizerConfig, pairs: Callable[[], Iterable[tuple[str, str]]], count: int, directory: Path
+) -> tuple[Tokenizer, Tokenizer]:
+    """Train on `pairs()` (`count` of them; read once, or twice for separate models), save, return both.
+
+    A function of the text and the configuration alone. Raises DataError when the vocabulary cannot
+    have the size asked for, with the size it can have.
+    """
+    if config.joint:
+        lines = (
+            side for pair in _spread(pairs(), count, max(1, config.training_lines // 2)) for side in pair
+        )
+        tokenizers = [Tokenizer(_train(lines, "the two sides", config.type, config.vocab_size, config))]
+        names = [JOINT]
+    else:
+        sizes = config.source_vocab_size or config.vocab_size, config.target_vocab_size or config.vocab_size
+        tokenizers, names = [], [SOURCE, TARGET]
+        for side, (name, size) in enumerate(zip(("the source side", "the target side"), sizes, strict=True)):
+            lines = (pair[side] for pair in _spread(pairs(), count, config.training_lines))
+            tokenizers.append(Tokenizer(_train(lines, name, config.type, size, config)))
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, tokenizer in zip(names, tokenizers, strict=True):
+        tokenizer.save(directory / name)
+    return tokenizers[0], tokenizers[-1]
+
+
+def _spread(pairs: Iterable[tuple[str, str]], count: int, wanted: int) -> Iterator[tuple[str, str]]:
+    """Every pair, or `wanted` of the `count` at even distances."""
+    for index, pair in enumerate(pairs):
+        if count <= wanted or index * wanted // count != (index - 1) * wanted // count:
+            yield pair
+
+
+def _sentences(lines: Iterable[str]) -> Iterator[str]:
+    """Cleaned lines; a line that SentencePiece would skip for its length comes in parts."""
+    limit = _LONGEST_SENTENCE // 4  # characters, of at most four bytes
+    for line in lines:
+        line = clean(line)
+        while len(line) > limit:
+            cut = line.rfind(" ", 0, limit) + 1 or limit
+            yield line[:cut]
+            line = line[cut:]
+        if line and not line.isspace():
+            yield line
+
+
+def _train(lines: Iterator[str], what: str, kind: str, size: int, config: TokenizerConfig) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=_sentences(lines),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=min(size, _LARGEST_REQUEST),
+            character_coverage=config.character_coverage,
+            byte_fallback=config.byte_fallback,
+            normalization_rule_name="nmt_nfkc" if config.normalization == "nfkc" else "identity",
+            max_sentence_length=_LONGEST_SENTENCE,
+            num_threads=_TRAINING_THREADS,
+            pad_id=PAD,
+            unk_id=UNK,
+            bos_id=BOS,
+            eos_id=EOS,
+            pad_piece=_CONTROL_PIECES[PAD],
+            unk_piece=_CONTROL_PIECES[UNK],
+            bos_piece=_CONTROL_PIECES[BOS],
+            eos_piece=_CONTROL_PIECES[EOS],
+            minloglevel=2,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise DataError(_explain(str(error), what, kind, size)) from None
+    return model.getvalue()
+
+
+def _explain(message: str, what: str, kind: str, size: int) -> str:
+    """SentencePiece's complaint in the user's terms."""
+    if found := re.search(r"value <= (\d+)", message):
+        return (
+            f"a vocabulary of {size:,} {kind} pieces is larger than the text of {what} allows: at most "
+            f"{int(found[1]):,}; set data.tokenizer.vocab_size to that or, better, well below it"
+        )
+    if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return (
+            f"a vocabulary of {size:,} {kind} pieces is too small for {what}: its characters alone need "
+            f"{int(found[1]):,}; raise data.tokenizer.vocab_size or lower data.tokenizer.character_coverage"
+        )
+    if "sentences_.empty()" in message:
+        return f"no tokenizer can be trained: {what} of the training data has blank lines only"
+    return f"SentencePiece cannot train on {what} ({kind}, {size:,} pieces): {message}"

@@ -1,0 +1,82 @@
+"""Which tokenizers a run uses: its own, those it was told to use, cached ones, or new ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import DataError
+from .cache import fetch, key_of
+from .config import DataConfig
+from .splits import SplitText
+from .tokenizer import Tokenizer, load_tokenizers, train_tokenizers
+
+_STAMP = "trained_from.json"
+_FORMAT = 1  # raise it when the same options come to train another model
+
+Log = Callable[[str], None]
+
+
+def tokenizers_for(
+    config: DataConfig, text: SplitText, directory: Path, cache: Path, log: Log
+) -> tuple[Tokenizer, Tokenizer]:
+    """Those of the run directory if it has them, else those named, else cached or newly trained ones."""
+    options = config.tokenizer.training_options()
+    if (directory / _STAMP).is_file():
+        return _kept(config, text, directory, log)
+    if config.tokenizer.path is not None:
+        given = Path(config.tokenizer.path)
+        found = given if not (given / "tokenizer").is_dir() else given / "tokenizer"
+        tokenizers = load_tokenizers(found)
+        log(f"using the tokenizer in {found}")
+        _install(tokenizers, directory, {"options": options, "text": "", "path": str(found)})
+        return tokenizers
+
+    def make(folder: Path) -> None:
+        log(f"training the tokenizer ({config.tokenizer.type}) on {text.count:,} pairs")
+        train_tokenizers(config.tokenizer, text.pairs, text.count, folder)
+
+    def sound(folder: Path) -> bool:
+        try:
+            load_tokenizers(folder)
+        except DataError:
+            return False
+        return True
+
+    key = key_of(kind="tokenizer", format=_FORMAT, options=options, text=text.digest)
+    entry, made = fetch(cache / "tokenizers", key, make, sound)
+    if not made:
+        log(f"tokenizer from the cache ({entry})")
+    tokenizers = load_tokenizers(entry)
+    _install(tokenizers, directory, {"options": options, "text": text.digest, "path": None})
+    return tokenizers
+
+
+def _kept(config: DataConfig, text: SplitText, directory: Path, log: Log) -> tuple[Tokenizer, Tokenizer]:
+    """The run's own tokenizers stay, though the text may have changed: the model's ids mean their pieces."""
+    stamp = json.loads((directory / _STAMP).read_text())
+    options = config.tokenizer.training_options()
+    changed = [key for key, value in options.items() if stamp["options"].get(key) != value]
+    if changed and config.tokenizer.path is None:
+        asked = ", ".join(f"{key} = {options[key]} (was {stamp['options'].get(key)})" for key in changed)
+        raise DataError(f"{directory} was trained with other options: {asked}; use another run directory")
+    if stamp["text"] and stamp["text"] != text.digest:
+        log(f"the training text has changed since {directory} was trained; the run keeps its tokenizer")
+    return load_tokenizers(directory)
+
+
+def _install(tokenizers: tuple[Tokenizer, Tokenizer], directory: Path, stamp: dict[str, Any]) -> None:
+    """Put the models into the run directory; the stamp comes last, so a directory that has it is whole."""
+    directory.mkdir(parents=True, exist_ok=True)
+    source, target = tokenizers
+    if source is target:
+        source.save(directory / "joint.model")
+    else:
+        source.save(directory / "source.model")
+        target.save(directory / "target.model")
+    temporary = directory / f".{_STAMP}.{os.getpid()}"
+    temporary.write_text(json.dumps(stamp, indent=1) + "\n")
+    os.replace(temporary, directory / _STAMP)

@@ -1,0 +1,275 @@
+"""Text to text: lines are encoded, batched by length, searched, decoded and put back in order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.errors import CheckpointError, DataError
+from ..core.special import BOS, EOS, PAD
+from ..model.transformer import Transformer
+from ..modules.embeddings import LearnedPositions
+from ..modules.precision import autocast, resolve_precision
+from .config import SEARCHES, DecodeConfig
+from .hypothesis import Hypothesis
+from .limits import Limits
+from .next_token import Ensemble, ModelNextToken, NextToken
+from .penalties import LENGTH_PENALTIES
+from .translation import Score, Status, TextHypothesis, Translation
+
+# No subword is longer on average; what lies beyond is cut off before the tokenizer spends time on it.
+_CHARACTERS_PER_SUBWORD = 32
+# Lines are read ahead up to so many characters, however many lines `chunk_lines` allows.
+_CHUNK_CHARACTERS = 4_000_000
+# A short source still has a target, and R rows of logits: it counts as so many subwords in a batch.
+_SMALLEST_COST = 16
+
+
+class Subwords(Protocol):
+    """What a translator asks of a tokenizer."""
+
+    @property
+    def size(self) -> int: ...
+    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def pieces(self, ids: Sequence[int]) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class _Line:
+    number: int
+    text: str
+    source: list[int]  # without EOS
+    status: Status
+    prefix: tuple[int, ...] = ()
+
+
+class Translator:
+    """Translate lines with one model, or with several whose probabilities are averaged.
+
+    N lines in give N translations out, in order. Lines are read in chunks, so that input of any length needs
+    bounded memory. The models are put into evaluation mode while they work and back after each chunk.
+
+    Raises CheckpointError when models and tokenizers disagree about vocabulary sizes.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Transformer],
+        source_tokenizer: Subwords,
+        target_tokenizer: Subwords,
+        config: DecodeConfig | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        assert models
+        self.models = list(models)
+        self.source_tokenizer, self.target_tokenizer = source_tokenizer, target_tokenizer
+        self.config = config = DecodeConfig() if config is None else config
+        self.device = torch.device(device) if device is not None else models[0].output_weight.device
+        for i, model in enumerate(models):
+            _check_size(i, "source", model.source_vocab, source_tokenizer.size)
+            _check_size(i, "target", model.target_vocab, target_tokenizer.size)
+            model.to(self.device)
+        members = [ModelNextToken(model) for model in models]
+        self.model: NextToken = members[0] if len(members) == 1 else Ensemble(members)
+        self.dtype = resolve_precision(config.precision, self.device)
+        # EOS closes the source, BOS opens the target: each takes one position.
+        self.max_source = min(config.max_source_length, *(_positions(m, "source") - 1 for m in models))
+        self.max_target = min(config.max_length, *(_positions(m, "target") - 1 for m in models))
+
+    def translate(self, lines: Iterable[str], prefixes: Iterable[str] | None = None) -> Iterator[Translation]:
+        """Yield one Translation per line, in order, as chunks are done.
+
+        A blank line is answered with a blank one, without asking the model. `prefixes` gives each line a text
+        that its translation begins with ("" for none): the subwords the tokenizer cuts it into are forced, so
+        what follows may still lengthen its last word. Its log-probability counts.
+
+        Raises DataError when there are more lines than prefixes or the reverse, or a prefix is too long;
+        CheckpointError when the model's output is not a number.
+        """
+        for chunk in _chunks(_paired(lines, prefixes), self.config.chunk_lines):
+            yield from self._translate_chunk(chunk)
+
+    def score(self, sources: Iterable[str], targets: Iterable[str]) -> Iterator[Score]:
+        """Yield log p(target | source) of each pair, in order; the target's EOS counts.
+
+        A long source is cut as in translation; a blank source or target is scored as it stands.
+        Raises DataError when the two are not equally many, or a target is longer than `max_length`.
+        """
+        pairs = _paired(sources, targets, "sources", "targets")
+        for chunk in _chunks(pairs, self.config.chunk_lines):
+            yield from self._score_chunk(chunk)
+
+    def _translate_chunk(self, chunk: list[tuple[int, str, str]]) -> list[Translation]:
+        lines = self._encode(chunk)
+        asked = [line for line in lines if line.status != "blank"]
+        found: dict[int, list[Hypothesis]] = {}
+        search = SEARCHES[str(self.config.search)]
+        with self._working():
+            for batch in self._batches(asked, lambda line: len(line.source)):
+                limits = [self._limits(line) for line in batch]
+                numbers = [line.number for line in batch]
+                hypotheses = search(self.model, self._source(batch), limits, numbers, self.config)
+                found.update(zip(numbers, hypotheses, strict=True))
+        return [self._translation(line, found.get(line.number, [])) for line in lines]
+
+    def _score_chunk(self, chunk: list[tuple[int, str, str]]) -> list[Score]:
+        lines = self._encode(chunk)
+        penalty = LENGTH_PENALTIES[str(self.config.length_penalty)]
+        scores: dict[int, Score] = {}
+        with self._working():
+            for batch in self._batches(lines, lambda line: max(len(line.source), len(line.prefix))):
+                inputs = self._padded([[BOS, *line.prefix] for line in batch])
+                outputs = self._padded([[*line.prefix, EOS] for line in batch])
+                log_probs = self.model.token_log_probs(self._source(batch), inputs, outputs)
+                for line, row in zip(batch, log_probs.tolist(), strict=True):
+                    each = row[: len(line.prefix) + 1]
+                    total = sum(each)
+                    scores[line.number] = Score(
+                        source=line.text,
+                        target=chunk[line.number - chunk[0][0]][2],
+                        score=total / penalty(len(each), self.config.alpha),
+                        log_probability=total,
+                        tokens=tuple(self.target_tokenizer.pieces(line.prefix)),
+                        token_log_probabilities=tuple(each),
+                    )
+        return [scores[line.number] for line in lines]
+
+    def _encode(self, chunk: list[tuple[int, str, str]]) -> list[_Line]:
+        """Subwords of each line, cut to what the model takes, and of what its target begins with."""
+        cut = self.max_source * _CHARACTERS_PER_SUBWORD
+        heads = [_encodable(text[:cut]) for _, text, _ in chunk]
+        sources = self.source_tokenizer.encode_batch(heads)
+        prefixes = self._encode_targets([(number, prefix) for number, _, prefix in chunk])
+        lines = []
+        for (number, text, _), source, prefix in zip(chunk, sources, prefixes, strict=True):
+            long = len(source) > self.max_source or bool(text[cut:].strip())
+            status: Status = "blank" if not text.strip() or not source else "truncated" if long else "ok"
+            lines.append(_Line(number, text, source[: self.max_source], status, tuple(prefix)))
+        return lines
+
+    def _encode_targets(self, targets: list[tuple[int, str]]) -> list[list[int]]:
+        cut = self.max_target * _CHARACTERS_PER_SUBWORD
+        encoded = self.target_tokenizer.encode_batch([_encodable(text[: cut + 1]) for _, text in targets])
+        for (number, text), ids in zip(targets, encoded, strict=True):
+            if len(ids) > self.max_target or len(text) > cut:
+                raise DataError(
+                    f"line {number + 1}: the given target is longer than {self.max_target} subwords;"
+                    " shorten it, or raise decode.max_length if the model's positions allow it"
+                )
+        return encoded
+
+    def _limits(self, line: _Line) -> Limits:
+        longest = min(self.config.longest(len(line.source)), self.max_target)
+        return Limits(longest, self.config.min_length, line.prefix)
+
+    def _translation(self, line: _Line, hypotheses: list[Hypothesis]) -> Translation:
+        status: Status = "failed" if not hypotheses and line.status != "blank" else line.status
+        texts = tuple(
+            TextHypothesis(
+                text=_one_line(self.target_tokenizer.decode(list(h.tokens))),
+                score=h.score,
+                log_probability=h.log_probability,
+                tokens=tuple(self.target_tokenizer.pieces(list(h.tokens))),
+            )
+            for h in hypotheses
+        )
+        return Translation(line.number, line.text, texts, status, len(line.source))
+
+    def _batches(self, lines: list[_Line], length: Callable[[_Line], int]) -> Iterator[list[_Line]]:
+        """Lines of like length together, longest first; padded subwords x rows within the budget."""
+        budget = max(1, self.config.batch_tokens // self.config.rows_per_line)
+        batch: list[_Line] = []
+        cost = 0
+        for line in sorted(lines, key=length, reverse=True):
+            cost = cost or max(length(line) + 1, _SMALLEST_COST)  # of the longest, which comes first
+            if batch and (len(batch) + 1) * cost > budget:
+                yield batch
+                batch, cost = [], max(length(line) + 1, _SMALLEST_COST)
+            batch.append(line)
+        if batch:
+            yield batch
+
+    def _source(self, batch: list[_Line]) -> Tensor:
+        return self._padded([[*line.source, EOS] for line in batch])
+
+    def _padded(self, rows: list[list[int]]) -> Tensor:
+        longest = max(map(len, rows))
+        padded = [row + [PAD] * (longest - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.int64, device=self.device)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Evaluation mode, no gradients, the configured precision; training mode comes back afterwards."""
+        training = [model for model in self.models if model.training]
+        for model in training:
+            model.eval()
+        try:
+            with torch.inference_mode(), autocast(self.device, self.dtype):
+                yield
+        finally:
+            for model in training:
+                model.train()
+
+
+def _check_size(index: int, side: str, model: int, tokenizer: int) -> None:
+    if model != tokenizer:
+        raise CheckpointError(
+            f"model {index + 1} has a {side} vocabulary of {model} entries, the {side} tokenizer one of"
+            f" {tokenizer}; they are not of one run"
+        )
+
+
+def _positions(model: Transformer, side: str) -> int:
+    """How many positions the model can count; sinusoids have no end."""
+    embedding = model.source_embedding if side == "source" else model.target_embedding
+    positions = embedding.positions
+    return len(positions.weight) if isinstance(positions, LearnedPositions) else sys.maxsize
+
+
+def _paired(
+    lines: Iterable[str], partners: Iterable[str] | None, left: str = "lines", right: str = "prefixes"
+) -> Iterator[tuple[int, str, str]]:
+    """(number, line, partner); raises DataError, when it gets there, if one side ends before the other."""
+    if partners is None:
+        yield from ((number, line, "") for number, line in enumerate(lines))
+        return
+    for number, (line, partner) in enumerate(zip_longest(lines, partners)):
+        if line is None or partner is None:
+            short, more = (left, right) if line is None else (right, left)
+            raise DataError(f"there are {number} {short}, and more {more}: they have to be equally many")
+        yield number, line, partner
+
+
+def _chunks(lines: Iterable[tuple[int, str, str]], size: int) -> Iterator[list[tuple[int, str, str]]]:
+    """At most `size` lines at a time, and fewer where lines are huge."""
+    chunk: list[tuple[int, str, str]] = []
+    characters = 0
+    for line in lines:
+        chunk.append(line)
+        characters += len(line[1]) + len(line[2])
+        if len(chunk) == size or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates, which Python can hold and UTF-8 cannot, become U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _one_line(text: str) -> str:
+    """A translation takes one line of output, even where a vocabulary of bytes spells a line feed.
+
+    A carriage return at the end would be taken for a part of the line's end.
+    """
+    return text.replace("\n", " ").rstrip("\r")

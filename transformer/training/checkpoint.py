@@ -1,0 +1,236 @@
+"""Weights and training state on disk: written whole or not at all, read without running anything.
+
+Weights are safetensors with a header of strings; tied tensors are stored once. The trainer's state is a torch
+file read with `weights_only=True`. Every write goes to a temporary name, is flushed to the disk and then
+renamed, so a crash or a full disk leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..core.errors import CheckpointError
+
+TIED = "tied"
+WEIGHTS, STATE = "model.safetensors", "trainer.pt"
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a state dict; tensors that share memory once, the others' names in the header."""
+    kept: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and place in first:
+            tied[name] = first[place]
+        else:
+            first[place] = name
+            kept[name] = tensor.detach().contiguous().cpu()
+    header = {**metadata, TIED: json.dumps(tied)}
+    write_atomically(path, lambda temporary: save_file(kept, temporary, header))
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors on the CPU, tied names sharing one, and the header. CheckpointError names file and remedy."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file{_others(path)}") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: cut short or not a weights file ({error}); it cannot be used{_others(path)}"
+        ) from error
+    tied = json.loads(metadata.pop(TIED, "{}"))
+    return tensors | {name: tensors[kept] for name, kept in tied.items()}, metadata
+
+
+def load_model_weights(path: Path, model: nn.Module) -> dict[str, str]:
+    """Load a weights file into its model; return the header. CheckpointError names what does not fit."""
+    tensors, metadata = read_weights(path)
+    set_weights(model, tensors, str(path))
+    return metadata
+
+
+def set_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict, or raise CheckpointError with every kind of misfit."""
+    expected = model.state_dict()
+    misfits = {
+        "missing": [name for name in expected if name not in tensors],
+        "not in this model": [name for name in tensors if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)}, here {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ],
+    }
+    if any(misfits.values()):
+        listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in misfits.items() if names)
+        raise CheckpointError(
+            f"{source}: weights of another model ({listed});"
+            " build the model from the config.yaml of the same run"
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of several weights files, tensor by tensor, summed in float64.
+
+    Tensors keep their dtype, tied ones stay tied, and integer buffers are taken from the last file. Equal
+    files average to themselves exactly. Source: Vaswani et al. 2017, section 6.1.
+    """
+    if not paths:
+        raise CheckpointError("no checkpoints to average")
+    last, _ = read_weights(paths[-1])
+    mean: dict[str, Tensor] = {}
+    for count, path in enumerate(paths, start=1):
+        tensors, _ = read_weights(path)
+        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in last.items()}:
+            raise CheckpointError(
+                f"{path}: weights of another model than {paths[-1]}; they cannot be averaged"
+            )
+        for name, tensor in _untied(tensors).items():
+            if tensor.is_floating_point():
+                start = mean.setdefault(name, torch.zeros_like(tensor, dtype=torch.float64))
+                start += (tensor.double() - start) / count
+    kept = {id(tensor): name for name, tensor in reversed(list(last.items()))}
+    averaged = {
+        name: mean[name].to(last[name].dtype) if name in mean else last[name] for name in _untied(last)
+    }
+    return {name: averaged[kept[id(tensor)]] for name, tensor in last.items()}
+
+
+def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor once, under the first of its names."""
+    seen: set[int] = set()
+    return {n: t for n, t in tensors.items() if not (id(t) in seen or seen.add(id(t)))}  # type: ignore[func-returns-value]
+
+
+def save_training(
+    directory: Path, weights: Mapping[str, Tensor], state: Mapping[str, Any], update: int
+) -> None:
+    """Replace `directory` by weights and trainer state of one update.
+
+    The new directory is complete on disk before the old one moves, and the old one is deleted last: after a
+    crash at any point, `load_training` finds one that is whole.
+    """
+    new, old = _beside(directory, ".new"), _beside(directory, ".old")
+    _finish_exchange(directory)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    write_weights(new / WEIGHTS, weights, {"update": str(update)})
+    write_atomically(new / STATE, lambda temporary: torch.save({"update": update, **state}, temporary))
+    if directory.exists():
+        directory.rename(old)
+    new.rename(directory)
+    _sync_directory(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_training(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights, state) as `save_training` wrote them, or CheckpointError."""
+    _finish_exchange(directory)
+    path = directory / STATE
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; there is nothing to resume{_others(path)}") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: cut short or damaged ({reason}); it cannot be resumed{_others(path)}"
+        ) from error
+    if not isinstance(state, dict) or "update" not in state:
+        raise CheckpointError(f"{path}: not a trainer state of this toolkit{_others(path)}")
+    weights, metadata = read_weights(directory / WEIGHTS)
+    if metadata.get("update") != str(state["update"]):
+        raise CheckpointError(
+            f"{directory}: {WEIGHTS} is of update {metadata.get('update')}, {STATE} of {state['update']};"
+            f" the two were not saved together{_others(path)}"
+        )
+    return weights, state
+
+
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any], source: Path) -> None:
+    """CheckpointError for the first thing that a resumed run may not change and did."""
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise CheckpointError(
+                f"{source}: written with {name} = {before.get(name)}, now it is {value};"
+                " a run can only go on with what it was started with"
+            )
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary name beside `path`, flush it, rename. An old file survives failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path, f".{os.getpid()}.partial")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error}); what was there before is kept."
+            " Is the disk full or read-only?"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _finish_exchange(directory: Path) -> None:
+    """Complete a replacement cut short between its two renames: `.old` exists only once `.new` is whole."""
+    new, old = _beside(directory, ".new"), _beside(directory, ".old")
+    if not directory.exists() and old.exists():
+        (new if new.exists() else old).rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename last. Windows cannot open directories, and needs none of this."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _others(path: Path) -> str:
+    """What else of the run could be used instead, newest first: never chosen silently."""
+    run = next((p.parent for p in path.parents if p.name == "checkpoints"), path.parent)
+    found = [
+        run / WEIGHTS,
+        *run.glob("checkpoints/update-*.safetensors"),
+        run / "checkpoints" / "last" / WEIGHTS,
+    ]
+    usable = sorted(
+        {p for p in found if p.is_file() and p != path}, key=lambda p: p.stat().st_mtime, reverse=True
+    )
+    if not usable:
+        return ""
+    return f"; weights that are still there: {_some([str(p) for p in usable], 3)}"
+
+
+def _some(names: Sequence[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

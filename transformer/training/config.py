@@ -1,0 +1,174 @@
+"""The `train` section: how the model is trained, and when training ends."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, StrictBool, model_validator
+
+from ..core.configuration import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+    choice,
+)
+from .optimizers import OPTIMIZERS
+from .schedules import SCHEDULES
+
+DEFAULT_UPDATES = 20_000
+
+
+class TrainConfig(Section):
+    """Section `train`. Without any of updates, epochs and minutes a run has 20,000 updates."""
+
+    optimizer: choice(OPTIMIZERS) = Field("adam", description="which update rule")  # type: ignore[valid-type]
+    lr: Positive = Field(5e-4, description="peak learning rate, reached at the end of the warm-up")
+    betas: tuple[Probability, Probability] = Field(
+        (0.9, 0.98), description="decay of Adam's first and second moment (adam, adamw, radam, muon's AdamW)"
+    )
+    epsilon: Positive = Field(
+        1e-9, description="added to Adam's denominator (adam, adamw, radam, muon's AdamW)"
+    )
+    weight_decay: NonNegative = Field(
+        0.0,
+        description="on weight matrices only; decoupled in adamw, adafactor and muon,"
+        " an L2 term in adam, radam and sgd",
+    )
+    momentum: Probability | None = Field(
+        None, description="of sgd (null: 0, plain descent) and muon (null: 0.95)"
+    )
+
+    schedule: choice(SCHEDULES) = Field(  # type: ignore[valid-type]
+        "inverse_sqrt", description="how the rate falls after the warm-up"
+    )
+    warmup: CountOrZero = Field(4000, description="updates of linear warm-up; 0 starts at the peak")
+    warmup_init_lr: NonNegative = Field(0.0, description="where the warm-up's ramp starts (before update 1)")
+    timescale: Count = Field(
+        4000, description="inverse_sqrt_decoupled: updates at the peak before the decay; at least the warm-up"
+    )
+    drops: tuple[Positive, ...] = Field(
+        (0.5, 0.75), description="step: after which updates the rate drops; below 1: a share of the run"
+    )
+    factor: Probability = Field(0.1, description="step and plateau: what a drop multiplies the rate by", gt=0)
+    plateau_patience: Count = Field(3, description="plateau: validations without a new best before a drop")
+    floor: NonNegative = Field(
+        0.0, description="no decay takes the rate below this; linear and cosine end near it"
+    )
+
+    label_smoothing: Probability = Field(
+        0.1, description="share of the target's probability spread evenly over the whole vocabulary"
+    )
+    clip: NonNegative = Field(1.0, description="largest global gradient norm; 0 = no clipping")
+    batch_tokens: Count = Field(4096, description="tokens of one micro-batch, padding counted")
+    accumulate: Count = Field(
+        1, description="micro-batches of one update; an epoch's last update may have fewer"
+    )
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="of matrix products; auto: bf16 where the hardware is fast at it"
+    )
+    threads: CountOrZero = Field(0, description="CPU threads; 0 leaves torch's choice")
+
+    updates: Count | None = Field(None, description="stop after this many updates")
+    epochs: Count | None = Field(None, description="stop after this many passes over the training data")
+    minutes: Positive | None = Field(
+        None, description="stop after this long, validation and resumed parts counted"
+    )
+
+    validate_every: Count = Field(
+        500, description="updates between validations; there is one at the end as well"
+    )
+    validate_bleu: StrictBool = Field(True, description="translate the validation set and measure BLEU")
+    metric: Literal["bleu", "loss"] = Field(
+        "bleu", description="of validation: decides the best checkpoint, early stopping and plateau"
+    )
+    patience: CountOrZero = Field(
+        0, description="stop after this many validations without a new best; 0 = off"
+    )
+    average: CountOrZero = Field(
+        5,
+        description="at the end, average this many last validated weights, and keep that if it is better;"
+        " 0 = off",
+    )
+    keep: CountOrZero = Field(0, description="validated weights left on disk, if more than `average`")
+    save_every: CountOrZero = Field(0, description="updates between saves; each validation saves as well")
+    log_every: Count = Field(50, description="updates between lines in the log")
+
+    stall_updates: CountOrZero = Field(
+        1000,
+        description="diverged when the loss stays at the unigram level for this many updates, not before"
+        " twice the warm-up; 0 = do not check",
+    )
+    stall_level: Positive = Field(
+        0.95, description="share of the unigram entropy above which a training nll counts as stalled"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_a_limit(cls, data: Any) -> Any:
+        """Training ends: without any limit the default one is written into the configuration."""
+        limits = ("updates", "epochs", "minutes")
+        if not isinstance(data, dict) or any(data.get(key) is not None for key in limits):
+            return data
+        if any(key in data for key in limits):
+            raise ValueError("no limit is left; give one of train.updates, train.epochs and train.minutes")
+        return {**data, "updates": DEFAULT_UPDATES}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        kind = SCHEDULES[self.schedule]
+        problems = []
+        if self.warmup_init_lr > self.lr:
+            problems.append(
+                f"warmup_init_lr {self.warmup_init_lr:g} is above lr {self.lr:g}; warm-up must not fall"
+            )
+        if self.floor > self.lr:
+            problems.append(f"floor {self.floor:g} is above lr {self.lr:g}")
+        known = self.updates is not None or self.epochs is not None
+        if kind.needs_horizon and not known:
+            problems.append(
+                f"schedule {self.schedule} needs the number of updates; give updates or epochs beside minutes"
+            )
+        if self.schedule == "step" and not known and any(drop < 1 for drop in self.drops):
+            problems.append("drops: a share of the run needs the number of updates; give updates or epochs")
+        if "timescale" in kind.options and self.timescale < self.warmup:
+            problems.append(
+                f"timescale {self.timescale} is below warmup {self.warmup}, so the peak is never reached;"
+                " raise timescale to the warm-up at least"
+            )
+        if kind.needs_horizon and self.updates is not None and self.warmup >= self.updates:
+            problems.append(
+                f"warmup {self.warmup} leaves no update of {self.updates} for the {self.schedule} decay"
+            )
+        if self.metric == "bleu" and not self.validate_bleu:
+            problems.append(
+                "metric is bleu, but validate_bleu is off; set metric: loss or validate_bleu: true"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def fixed(self) -> dict[str, object]:
+        """Options that cannot change on resuming: the optimizer's state and the data's order hang on them."""
+        names = {"optimizer", "betas", "epsilon", "weight_decay", "momentum", "schedule", "batch_tokens"}
+        values = self.model_dump(mode="json", include=names | {"accumulate"})
+        return {f"train.{name}": value for name, value in values.items()}
+
+    def unused_options(self) -> list[str]:
+        """Options that differ from their default and that the chosen schedule or optimizer does not read."""
+        optimizer, schedule = OPTIMIZERS[self.optimizer], SCHEDULES[self.schedule]
+        unread = {
+            key: f"optimizer {self.optimizer}"
+            for key in ("betas", "epsilon", "momentum")
+            if key not in optimizer.options
+        }
+        for key in ("timescale", "drops", "factor", "plateau_patience", "floor"):
+            if key not in schedule.options:
+                unread[key] = f"schedule {self.schedule}"
+        return [
+            f"train.{key} has no effect with {what}"
+            for key, what in unread.items()
+            if getattr(self, key) != type(self).model_fields[key].default
+        ]

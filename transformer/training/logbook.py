@@ -1,0 +1,120 @@
+"""One write, four readers: a person at the console, log.txt, metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+TENSORBOARD_NAMES = {
+    "loss": "train/loss",
+    "nll": "train/nll",
+    "learning_rate": "train/learning_rate",
+    "gradient_norm": "train/gradient_norm",
+    "tokens_per_second": "train/tokens_per_second",
+}
+
+
+class Logbook:
+    """Writes what happens in a run to its directory and to stderr.
+
+    On a terminal there is a progress bar and lines are printed above it; elsewhere there are plain lines.
+    `tensorboard=False` leaves the event files out.
+    """
+
+    def __init__(self, run_dir: Path, *, tensorboard: bool = True, quiet: bool = False) -> None:
+        self.run_dir = run_dir
+        self.quiet = quiet
+        self.tensorboard = tensorboard
+        self.bar: tqdm[Any] | None = None
+        self.events: SummaryWriter | None = None
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.metrics_path = run_dir / "metrics.jsonl"
+
+    def open(self, update: int = 0, total: int | None = None, position: int = 0) -> None:
+        """Begin, or go on after `update`: what stands past byte `position` of metrics.jsonl is dropped."""
+        if self.metrics_path.exists() and self.metrics_path.stat().st_size > position:
+            os.truncate(self.metrics_path, position)
+        if self.tensorboard:
+            self.events = _summary_writer(self.run_dir / "tensorboard", update)
+        if not self.quiet and sys.stderr.isatty():
+            self.bar = tqdm(total=total, initial=update, unit="update", dynamic_ncols=True, smoothing=0.05)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+        if self.events is not None:
+            self.events.close()
+            self.events = None
+
+    def position(self) -> int:
+        """Bytes of metrics.jsonl so far."""
+        return self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+
+    def say(self, text: str) -> None:
+        """A line for people: console and log.txt."""
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        elif not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+        with open(self.run_dir / "log.txt", "a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    def tick(self, update: int) -> None:
+        """Move the progress bar."""
+        if self.bar is not None:
+            self.bar.update(update - self.bar.n)
+
+    def record(self, update: int, values: Mapping[str, float | int], text: str) -> None:
+        """Numbers of one update: a line for people, an object in metrics.jsonl, points in TensorBoard.
+
+        JSON has no NaN: what is not finite is null.
+        """
+        self.say(text)
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with open(self.metrics_path, "a", encoding="utf-8") as metrics:
+            metrics.write(json.dumps({"update": update, **finite}, allow_nan=False) + "\n")
+        if self.events is not None:
+            for name, value in finite.items():
+                tag = TENSORBOARD_NAMES.get(name, f"valid/{name[6:]}" if name.startswith("valid_") else None)
+                if tag is not None and value is not None:
+                    self.events.add_scalar(tag, value, update)
+
+    def training(self, update: int, values: Mapping[str, float]) -> None:
+        """The means over the updates since the last such line."""
+        text = "update {update:,}  epoch {epoch}  loss {loss:.4f}  nll {nll:.4f}  lr {learning_rate:.3g}"
+        text += "  norm {gradient_norm:.3g}  {tokens_per_second:,.0f} tokens/s"
+        self.record(update, values, text.format(update=update, **values))
+
+    def validation(
+        self, update: int, metrics: Mapping[str, float], averaged: int = 0, samples: str = ""
+    ) -> None:
+        """A validation, of the mean of `averaged` checkpoints if not 0; samples go to TensorBoard as text."""
+        values = {f"valid_{name}": value for name, value in metrics.items()}
+        text = f"update {update:,}  validation  " + "  ".join(f"{n} {v:.4g}" for n, v in metrics.items())
+        if averaged:
+            values, text = {**values, "averaged": averaged}, f"{text}  (average of {averaged})"
+        self.record(update, values, text)
+        if self.events is not None and samples:
+            self.events.add_text("valid/samples", samples, update)
+
+
+def _summary_writer(directory: Path, update: int) -> SummaryWriter:
+    # Imported here: it takes a second, and its own dependencies warn about themselves.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(directory), purge_step=update + 1 if update else None)

@@ -1,0 +1,178 @@
+"""What a run has behind it: counters, sums since the last log line, clocks and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Status = Literal["completed", "diverged", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, and why in words.
+
+    `metrics` is the validation of the weights in model.safetensors, empty if there was none; `averaged` the
+    number of checkpoints these weights are the mean of, or 0.
+    """
+
+    status: Status
+    reason: str
+    updates: int
+    epochs: int
+    seconds: float
+    target_tokens: int
+    target_tokens_per_second: float
+    best_update: int
+    averaged: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Progress:
+    """Everything countable that a resumed run must know. `epoch` counts from 1; `batch` is its next one."""
+
+    update: int = 0
+    epoch: int = 1
+    batch: int = 0
+    target_tokens: int = 0
+    seconds: float = 0.0  # since the start, resumed parts and validation counted
+    training_seconds: float = 0.0  # of that, spent on updates
+    validated: int = 0  # update of the last validation
+    waited: int = 0  # validations in a row without a new best, for patience
+    best: float | None = None  # score of the best validation, higher is better
+    best_update: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    learned: int = 0  # last logged update whose loss was below the unigram level
+    recent: list[int] = field(default_factory=list)  # updates whose validated weights are on disk
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Progress:
+        return cls(**{f.name: state[f.name] for f in fields(cls)})
+
+    def outcome(self, status: Status, reason: str, averaged: int, metrics: Mapping[str, float]) -> Outcome:
+        return Outcome(
+            status=status,
+            reason=reason,
+            updates=self.update,
+            epochs=self.epoch,
+            seconds=self.seconds,
+            target_tokens=self.target_tokens,
+            target_tokens_per_second=self.target_tokens / max(self.training_seconds, 1e-9),
+            best_update=self.best_update,
+            averaged=averaged,
+            metrics=dict(metrics),
+        )
+
+
+class Window:
+    """Sums over the updates since the last log line, on the device: reading them is the only synchronisation.
+
+    `broken` is the first update whose loss or gradient norm was not finite, 0 if there was none.
+    """
+
+    SUMS = ("loss", "nll", "norm", "largest_norm", "clipped", "broken")
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.clear()
+
+    def clear(self) -> None:
+        self.sums = torch.zeros(len(self.SUMS), device=self.device)
+        self.tokens = self.updates = 0
+        self.seconds = 0.0
+
+    def add(self, update: int, tokens: int, loss: Tensor, nll: Tensor, norm: Tensor, clip: float) -> None:
+        loss_sum, nll_sum, norm_sum, largest, clipped, broken = self.sums.unbind()
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        self.sums = torch.stack(
+            (
+                loss_sum + loss,
+                nll_sum + nll,
+                norm_sum + norm,
+                torch.maximum(largest, norm),
+                clipped + (norm > clip if clip else 0),
+                torch.where(finite | (broken > 0), broken, update),
+            )
+        )
+        self.tokens += tokens
+        self.updates += 1
+
+    def read(self) -> dict[str, float]:
+        """The sums as numbers."""
+        return dict(zip(self.SUMS, self.sums.tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "sums": self.sums.cpu(),
+            "tokens": self.tokens,
+            "updates": self.updates,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.sums = state["sums"].to(self.device)
+        self.tokens, self.updates, self.seconds = state["tokens"], state["updates"], state["seconds"]
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """What torch.manual_seed does for the CPU and one device, at a hundredth of its time."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+class Stopwatch:
+    """Seconds since the last look."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.last = time.monotonic()
+
+    def lap(self) -> float:
+        now = time.monotonic()
+        elapsed, self.last = now - self.last, now
+        return elapsed
+
+
+class Interruption:
+    """A context in which the first SIGINT or SIGTERM only raises a flag; a second one acts as it did before.
+
+    `name` is the signal's name once there was one. Outside the main thread, where Python delivers no signals,
+    it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+        # The bare descriptor: a handler may run while the log or the progress bar is being written.
+        os.write(2, f"\n{self.name}: finishing this update, then saving; once more stops at once\n".encode())
+        self.__exit__()

@@ -1,0 +1,298 @@
+"""The training loop: micro-batches to one update, and updates to a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ..core.errors import ConfigError
+from ..core.seeding import derive_seed
+from ..model.transformer import Transformer
+from ..modules.precision import autocast, resolve_precision
+from .checkpoint import WEIGHTS, load_model_weights, load_training, require_same, save_training, set_weights
+from .config import TrainConfig
+from .divergence import Diverged, stop_broken, stop_if_not_finite, stop_if_stalled
+from .limits import Limits, Stream, updates_of
+from .logbook import Logbook
+from .loss import sequence_loss
+from .optimizers import make_optimizer, set_learning_rate
+from .progress import Interruption, Outcome, Progress, Status, Stopwatch, Window, seed_generators
+from .schedules import make_schedule
+from .shelf import Shelf
+
+__all__ = ["Outcome", "TrainConfig", "Trainer"]
+
+Validate = Callable[[Transformer], Mapping[str, float]]
+
+
+class Trainer:
+    """Trains a model on a stream of batches until a limit, and keeps its run directory.
+
+    `validate(model)` returns at least `loss`, and `bleu` when `config.metric` is bleu; the model is in
+    evaluation mode and without gradients. `samples()` gives text for TensorBoard after a validation.
+    `unigram_loss` is the entropy in nats of the training targets' token distribution
+    (`divergence.stop_if_stalled`). `metadata` goes into the header of every weights file.
+
+    In float32 on a CPU a run is a function of (seed, configuration, data): dropout draws from a generator
+    that is seeded anew for each update, so a resumed run is the straight one bit for bit.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        stream: Stream,
+        config: TrainConfig,
+        run_dir: Path,
+        validate: Validate,
+        *,
+        seed: int = 1,
+        unigram_loss: float | None = None,
+        samples: Callable[[], str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        logbook: Logbook | None = None,
+    ) -> None:
+        self.model, self.stream, self.config, self.run_dir = model, stream, config, run_dir
+        self.validator, self.samples, self.seed, self.unigram_loss = validate, samples, seed, unigram_loss
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.device = next(model.parameters()).device
+        self.dtype = resolve_precision(config.precision, self.device)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.limits = Limits(config, stream)
+        self.schedule = make_schedule(config, self.limits.total_updates())
+        self.optimizer = make_optimizer(model, config)
+        self.shelf = Shelf(run_dir, config, metadata or {})
+        self.logbook = Logbook(run_dir) if logbook is None else logbook
+        self.logged = 0  # bytes of metrics.jsonl at the resumed update
+        self.saved = -1  # update of checkpoints/last
+        self.progress, self.window, self.watch = Progress(), Window(self.device), Stopwatch()
+
+    # --- one update
+
+    def step(self, micro_batches: Sequence[Any]) -> None:
+        """Update once on the sum of the loss over target tokens / their number, over all micro-batches.
+
+        The learning rate is set before the update it is for. Nothing here waits for the device: loss and
+        gradient norm, as it was before clipping, go into `window`.
+        """
+        update = self.progress.update + 1
+        set_learning_rate(self.optimizer, self.schedule.learning_rate(update))
+        seed_generators(derive_seed(self.seed, "update", update), self.device)
+        tokens = sum(batch.target_tokens for batch in micro_batches)
+        total, total_nll = torch.zeros(2, device=self.device).unbind()
+        for micro_batch in micro_batches:
+            batch = micro_batch.to(self.device)
+            with autocast(self.device, self.dtype):
+                hidden = self.model.hidden(batch.source, batch.target_in)
+                loss, nll = sequence_loss(
+                    hidden, self.model.output_weight, batch.target_out, self.config.label_smoothing
+                )
+            (loss / tokens).backward()
+            total, total_nll = total + loss.detach(), total_nll + nll
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.config.clip:
+            clip_grads_with_norm_(self.parameters, self.config.clip, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.update = update
+        self.progress.target_tokens += tokens
+        self.window.add(update, tokens, total, total_nll, norm, self.config.clip)
+
+    # --- the run
+
+    def fit(self) -> Outcome:
+        """Train until a limit, a signal or divergence; what is due after an update is one line each."""
+        try:
+            with Interruption() as interruption:
+                updates = self._begin()
+                while not (reason := self.limits.reached(self.progress)) and not interruption.name:
+                    self.step(next(updates))
+                    self._lap(training=True)
+                    if self.progress.update == 1 or self._due(self.config.log_every):
+                        self.log()
+                    if self._due(self.config.validate_every) and not interruption.name:
+                        self.validate()
+                    if self._due(self.config.validate_every) or self._due(self.config.save_every):
+                        self.save()
+                if self.saved != self.progress.update:
+                    self.save()
+                if not reason:
+                    return self._interrupted(interruption.name)
+                self._finish()
+                return self._outcome("completed", reason)
+        except Diverged as diverged:
+            return self._outcome("diverged", str(diverged))
+        finally:
+            self.logbook.close()
+
+    def log(self) -> None:
+        """Read the window (the one synchronisation), write it down, stop if the run has diverged."""
+        sums, window, progress = self.window.read(), self.window, self.progress
+        self._lap(training=True)
+        nll, rate = sums["nll"] / window.tokens, self.schedule.learning_rate(progress.update)
+        self.logbook.training(
+            progress.update,
+            {
+                "epoch": progress.epoch,
+                "loss": sums["loss"] / window.tokens,
+                "nll": nll,
+                "learning_rate": rate,
+                "gradient_norm": sums["norm"] / window.updates,
+                "largest_gradient_norm": sums["largest_norm"],
+                "clipped": sums["clipped"] / window.updates,
+                "target_tokens": progress.target_tokens,
+                "tokens_per_second": window.tokens / max(window.seconds, 1e-9),
+                "seconds": progress.seconds,
+            },
+        )
+        self._stop_if_broken(sums)
+        stop_if_stalled(nll, self.unigram_loss, progress, self.config, rate)
+        self.window.clear()
+
+    def validate(self, final: bool = False) -> None:
+        """Measure the model and keep its weights; `final` at the end of a run, where it may not be due.
+
+        A validation that fails loses nothing: the state is saved first, and `resume` begins with it.
+        """
+        progress = self.progress
+        self._stop_if_broken(self.window.read())
+        self._lap(training=True)
+        try:
+            metrics = self._measure()
+        except Exception:
+            self.save()
+            raise
+        self._record(metrics)
+        score = self._score(metrics)
+        progress.validated = progress.update
+        progress.waited += 1
+        if progress.best is None or score > progress.best:
+            progress.best, progress.best_update, progress.best_metrics = score, progress.update, metrics
+            progress.waited = 0
+        if self.schedule.observe(score):
+            self.logbook.say(f"update {progress.update:,}: validation stalls, the learning rate is lowered")
+        self.shelf.add(self.model.state_dict(), progress, metrics, final)
+        self._lap(training=False)
+
+    def save(self) -> None:
+        """Write all that `resume` needs to checkpoints/last, then remove weights no longer needed."""
+        self._stop_if_broken(self.window.read())
+        self._lap(training=True)
+        state = {
+            "fixed": self._fixed(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "progress": self.progress.state_dict(),
+            "window": self.window.state_dict(),
+            "logged": self.logbook.position(),
+        }
+        save_training(self.shelf.last, self.model.state_dict(), state, self.progress.update)
+        self.saved = self.progress.update
+        self.shelf.prune(self.progress)
+        self._lap(training=False)
+
+    def resume(self) -> None:
+        """Load checkpoints/last, so that `fit` goes on from there. CheckpointError if it cannot be used."""
+        weights, state = load_training(self.shelf.last)
+        require_same(state["fixed"], self._fixed(), self.shelf.last)
+        set_weights(self.model, weights, str(self.shelf.last / WEIGHTS))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.progress = Progress.from_state(state["progress"])
+        self.window.load_state_dict(state["window"])
+        self.logged, self.saved = state["logged"], self.progress.update
+        self.shelf.reopen(self.progress)
+
+    # --- beginning and ends
+
+    def _begin(self) -> Iterator[list[Any]]:
+        progress = self.progress
+        self.logbook.open(progress.update, self.limits.total_updates(), self.logged)
+        for note in self.config.unused_options():
+            self.logbook.say(f"note: {note}")
+        if progress.update:
+            self.logbook.say(f"resumed after update {progress.update:,}")
+        self.model.train()
+        self.watch.start()
+        if progress.validated < progress.update and self._due(self.config.validate_every):
+            self.validate()
+            self.save()
+        return updates_of(self.stream, progress, self.config.accumulate)
+
+    def _finish(self) -> None:
+        """Log and validate what was not due; make the average of the last weights the model if it is better.
+
+        checkpoints/last stays as it was before: with a higher limit, `resume` goes on as if this end had
+        never been.
+        """
+        progress = self.progress
+        if self.window.updates:
+            self.log()
+        if progress.update and progress.validated < progress.update:
+            self.validate(final=True)
+        averaged, updates = self.shelf.average(progress)
+        if updates:
+            set_weights(self.model, averaged, "the average")
+            metrics = self._measure()
+            self._record(metrics, len(updates))
+            assert progress.best is not None
+            if self._score(metrics) > progress.best:
+                self.shelf.publish(averaged, progress.update, metrics, updates)
+        load_model_weights(self.shelf.model, self.model)
+
+    def _interrupted(self, name: str) -> Outcome:
+        update = self.progress.update
+        if not self.shelf.model.exists():
+            self.shelf.publish(self.model.state_dict(), update, {})
+        return self._outcome("interrupted", f"{name} after update {update:,}; --resume goes on")
+
+    def _outcome(self, status: Status, reason: str) -> Outcome:
+        self.logbook.say(f"{status}: {reason}")
+        return self.progress.outcome(status, reason, self.shelf.averaged, self.shelf.metrics)
+
+    # --- helpers
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.progress.update % every == 0
+
+    def _lap(self, training: bool) -> None:
+        elapsed = self.watch.lap()
+        self.progress.seconds += elapsed
+        if training:
+            self.progress.training_seconds += elapsed
+            self.window.seconds += elapsed
+        self.logbook.tick(self.progress.update)
+
+    def _stop_if_broken(self, sums: Mapping[str, float]) -> None:
+        if broken := int(sums["broken"]):
+            stop_broken(broken, self.schedule.learning_rate(broken), sums["loss"] / self.window.tokens)
+
+    def _measure(self) -> dict[str, float]:
+        """What the validator says, with the model in evaluation mode, and back."""
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                return dict(self.validator(self.model))
+        finally:
+            self.model.train()
+
+    def _record(self, metrics: Mapping[str, float], averaged: int = 0) -> None:
+        samples = "" if self.samples is None else self.samples()
+        self.logbook.validation(self.progress.update, metrics, averaged, samples)
+
+    def _fixed(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the run it goes on with."""
+        return {**self.config.fixed(), "seed": self.seed, "batches in epoch 1": self.stream.batches_in(1)}
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """The metric that decides, higher is better."""
+        stop_if_not_finite(metrics, self.progress.update)
+        if self.config.metric not in metrics:
+            raise ConfigError(
+                f"train.metric is {self.config.metric}, but validation gives {', '.join(metrics)}"
+            )
+        return metrics["bleu"] if self.config.metric == "bleu" else -metrics["loss"]
