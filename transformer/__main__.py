@@ -13,6 +13,7 @@ COMMANDS = {
     "translate": "translate with one run or an ensemble; score against a reference",
     "list": "what can be chosen and set: placements, norms, schedules, optimizers, ..., options, schema",
     "explain": "equations, norm count, parameters and learning rates of a configuration",
+    "demo": "translations of test sentences and the scores of a run",
     "average": "average checkpoints of a run into one weights file",
     "data": "prepare or inspect the data of a configuration",
     "docs": "write the generated tables of the documentation",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,26 @@ def test_explain_reads_a_run(run: Path, capsys: Capture) -> None:
         json.loads(capsys.readouterr().out)["parameters"]["total"]
         == json.loads((run / "result.json").read_text())["parameters"]
     )
+
+
+def test_demo_shows_translations_and_scores(run: Path, folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert toolkit(["demo", str(run), "--sentences", "3"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("en  ") == text.count("de  ") == 3
+    assert (folder / "valid.en").read_text().splitlines()[0] in text
+    assert "held: BLEU" in text
+    assert "tok:13a" in text
+    shutil.copytree(run, tmp_path / "copy")
+    (tmp_path / "copy" / "result.json").unlink()
+    assert toolkit(["demo", str(tmp_path / "copy")]) == 1
+    assert "result.json: no scores here" in capsys.readouterr().err
+
+
+def test_data_reports_what_was_kept(config: str, capsys: Capture) -> None:
+    assert toolkit(["data", config]) == 0
+    assert "200 pairs read, 200 kept" in capsys.readouterr().out
+    assert toolkit(["data", config, "--json", "--set", "data.max_length=8"]) == 0
+    assert json.loads(capsys.readouterr().out)["train"]["kept"] < 200
 
 
 def test_the_package_runs_as_a_module() -> None:

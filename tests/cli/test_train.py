@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from transformer.cli.config import Config
 from transformer.cli.resolve import run_config
 from transformer.cli.train import main as train
 from transformer.core.loading import load
+from transformer.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -114,6 +116,22 @@ def test_a_directory_that_holds_a_run_is_refused_and_kept(
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
+def test_overwrite_deletes_a_run_and_nothing_else(
+    run: Path, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    (old / "notes.txt").touch()
+    assert train([config, "--run-dir", str(old), "--overwrite"]) == 2
+    assert "notes.txt" in capsys.readouterr().err
+    assert (old / "model.safetensors").exists()
+    (old / "notes.txt").unlink()
+    settings = ["--set", "train.updates=1", "--set", "data.tokenizer.vocab_size=50"]
+    assert train([config, "--run-dir", str(old), "--overwrite", *settings]) == 0
+    assert json.loads((old / "result.json").read_text())["updates"] == 1
+    assert not list(old.glob("checkpoints/update-0000010*"))
+
+
 def test_a_directory_with_other_things_is_refused(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,7 +191,7 @@ def test_all_configuration_errors_are_printed_before_any_data_is_read(
         f"train.warmup: duplicate key, first on line 10; keep one of the two ({file}, line 11)",
         "did you mean 'rms'?",
         "(--norm rmss)",
-        "train.lr: must be greater than 0, got -1.0 (--lr -1)",
+        "train.lr: must be greater than 0, got -1 (--lr -1)",
         "(--set decode.beam=0)",
     ):
         assert expected in message, expected
@@ -280,34 +298,45 @@ def test_the_script_reports_errors_without_a_traceback(config: str) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_stops_and_the_run_goes_on(
-    config: str, tmp_path: Path, number: signal.Signals
+def test_a_signal_saves_and_stops_and_the_run_goes_on_exactly(
+    run: Path, config: str, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        config,
-        "--run-dir",
-        str(run),
-        "--set",
-        "train.updates=100000",
-    ]
-    process = subprocess.Popen(
-        [*command, "--set", "train.validate_every=100000"], stderr=subprocess.PIPE, env=ENVIRONMENT
-    )
-    deadline = time.monotonic() + 60
-    while (
-        not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert b"Traceback" not in errors
-    result = json.loads((run / "result.json").read_text())
-    assert result["status"] == "interrupted"
-    done = result["updates"]
-    assert train(["--resume", str(run), "--set", f"train.updates={done + 2}"]) == 0
-    assert json.loads((run / "result.json").read_text())["updates"] == done + 2
+    part, step = tmp_path / "part", Trainer.step
+
+    def step_and_signal(trainer: Trainer, batches: Sequence[Any]) -> None:
+        step(trainer, batches)
+        if trainer.progress.update == 7:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step_and_signal)
+        assert train([config, "--run-dir", str(part)]) == 130
+    result = json.loads((part / "result.json").read_text())
+    assert (result["status"], result["updates"]) == ("interrupted", 7)
+    assert train(["--resume", str(part)]) == 0
+    ours, resumed = (load_file(folder / "model.safetensors") for folder in (run, part))
+    assert all(torch.equal(ours[name], resumed[name]) for name in ours)
+
+
+def test_resuming_without_checkpoints_does_not_replace_the_model(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints")
+    before = (copy / "model.safetensors").read_bytes()
+    assert train(["--resume", str(copy)]) == 1
+    assert "nothing to resume" in capsys.readouterr().err
+    assert (copy / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_that_was_killed_before_it_saved_anything_begins_again(run: Path, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(run, part)
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(part / name)
+    for name in ("model.safetensors", "result.json"):
+        (part / name).unlink()
+    assert train(["--resume", str(part)]) == 0
+    ours, again = (load_file(folder / "model.safetensors") for folder in (run, part))
+    assert all(torch.equal(ours[name], again[name]) for name in ours)

@@ -48,8 +48,7 @@ def test_invalid_utf8_is_replaced_and_reported(
     assert translate([str(run), "--input", source]) == 0
     captured = capfdbinary.readouterr()
     assert captured.out.count(b"\n") == 14
-    assert f"{source}, line 2: not valid UTF-8".encode() in captured.err
-    assert b"13 lines in all" in captured.err
+    assert f"{source}: 13 lines with invalid UTF-8".encode() in captured.err
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"\n\n", b"one", b"one\r\n"])
@@ -177,32 +176,19 @@ def test_a_prefix_begins_its_translation(run: Path, tmp_path: Path, folder: Path
     assert all(line.startswith("rot Haus") for line in output.read_text().splitlines()[::2])
 
 
-def test_scoring_gives_the_log_probability_that_search_reports(
-    run: Path, folder: Path, tmp_path: Path
-) -> None:
-    translated, scored = tmp_path / "translated", tmp_path / "scored"
-    common = [str(run), "--input", str(folder / "valid.en"), "--json"]
-    assert translate([*common, "--output", str(translated)]) == 0
-    objects = [json.loads(line) for line in translated.read_text().splitlines()]
-    targets = file_of(tmp_path, "".join(f"{o['text']}\n" for o in objects).encode())
-    assert translate([*common, "--score", targets, "--output", str(scored)]) == 0
-    compared = 0
-    for found, score in zip(objects, map(json.loads, scored.read_text().splitlines()), strict=True):
-        if (
-            found["hypotheses"][0]["tokens"] == score["tokens"]
-        ):  # text may be cut otherwise than search cut it
-            assert score["log_probability"] == pytest.approx(
-                found["hypotheses"][0]["log_probability"], abs=1e-3
-            )
-            compared += 1
-    assert compared
-    assert (
-        translate(
-            [str(run), "--input", str(folder / "valid.en"), "--score", targets, "--output", str(scored)]
-        )
-        == 0
-    )
-    assert all(float(line) <= 0 for line in scored.read_text().splitlines())
+def test_given_translations_are_scored_in_order(run: Path, folder: Path, tmp_path: Path) -> None:
+    numbers = []
+    for flags in ([], ["--json"]):
+        output = tmp_path / "scores"
+        sides = ["--input", str(folder / "valid.en"), "--score", str(folder / "valid.de")]
+        assert translate([str(run), *sides, "--max-length", "99", "--output", str(output), *flags]) == 0
+        numbers.append(output.read_text().splitlines())
+    scores = [json.loads(line) for line in numbers[1]]
+    assert [score["target"] for score in scores] == (folder / "valid.de").read_text().splitlines()
+    for text, score in zip(numbers[0], scores, strict=True):
+        assert float(text) == pytest.approx(score["log_probability"], abs=1e-5)
+        assert sum(score["token_log_probabilities"]) == pytest.approx(score["log_probability"], abs=1e-4)
+        assert len(score["token_log_probabilities"]) == len(score["tokens"]) + 1
 
 
 def test_sampling_follows_its_seed(run: Path, folder: Path, tmp_path: Path) -> None:

@@ -119,6 +119,10 @@ def test_a_line_of_100000_words_is_cut_reported_and_cheap() -> None:
     assert cut.text == t.translate(["word " * 4]).__next__().text
 
 
+def test_a_word_after_endless_spaces_is_translated() -> None:
+    assert texts([" " * 300_000 + "word"]) == texts(["word"])
+
+
 def test_learned_positions_limit_source_and_target() -> None:
     model = tiny(TOKENIZER.size, positions="learned", max_length=6, seed=2)
     t = Translator([model], TOKENIZER, TOKENIZER, DecodeConfig(min_length=50))

@@ -241,7 +241,7 @@ def test_sigterm_to_a_process_saves_and_stops_cleanly(workshop: Any) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "training\n"
         process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     status, updates = output.split()
     assert status == "interrupted"

@@ -1,4 +1,4 @@
-"""python -m transformer data CONFIG|RUN: prepare the data and report what was read, kept and left out, and why."""
+"""python -m transformer data CONFIG|RUN: prepare the data; report what was read, kept, left out, and why."""
 
 from __future__ import annotations
 

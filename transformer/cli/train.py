@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,19 +20,21 @@ from ..evaluation.validation import Validator, score_test_sets
 from ..model.transformer import Transformer
 from ..training.checkpoint import load_model_weights, write_atomically
 from ..training.logbook import Logbook
+from ..training.memory import keep_freed_memory
 from ..training.trainer import Trainer
 from .command import EXIT_CODES, INTERRUPTED, MODEL_FLAGS, Parser, command
 from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .lines import say
 from .resolve import CHANGEABLE, CONFIG_FILE, new_config, resumed_config
-from .result import commit, describe_result, versions, write_result
+from .result import RESULT, commit, describe_result, versions, write_result
 from .runs import TOKENIZERS, WEIGHTS, pick_device
 
 DATA_REPORT = "data.json"
 EXIT = {"completed": 0, "diverged": 3, "interrupted": INTERRUPTED}
 # What preparing data leaves behind when it is interrupted: a new run may be laid over it.
 PREPARED = {TOKENIZERS, DATA_REPORT, "log.txt"}
+WRITTEN = PREPARED | {CONFIG_FILE, RESULT, WEIGHTS, "checkpoints", "metrics.jsonl", "tensorboard"}
 PREFETCH = 4  # batches made ahead of the trainer
 
 
@@ -48,11 +51,11 @@ def main(argv: Sequence[str]) -> int:
         resumed_config(arguments.resume, overrides) if resume else new_config(arguments.config, overrides)
     )
     if arguments.check:
-        return _check(config)
+        return _check(config, resume)
     device = pick_device(arguments.device)
     run_dir = Path(str(config.run_dir))
     if not resume:
-        refuse_to_overwrite(run_dir)
+        make_room(run_dir, arguments.overwrite)
     return train(config, run_dir, device, resume, [parser.prog, *argv])
 
 
@@ -62,6 +65,7 @@ def train(
     """Wire the floors together and run; the exit code."""
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
+    keep_freed_memory()
     logbook = Logbook(run_dir)
     logbook.say(f"run directory {run_dir}" + (", resumed" if resume else ""))
     data = prepare(config.data, run_dir, config.seed, logbook.say)
@@ -75,8 +79,8 @@ def train(
     )
     logbook.say(f"{model.parameter_count():,} parameters, {config.model.placement} placement, on {device}")
     trainer = wire(config, run_dir, data, model.to(device), logbook)
-    if resume and (run_dir / "checkpoints").exists():
-        trainer.resume()
+    if resume and ((run_dir / "checkpoints").exists() or (run_dir / WEIGHTS).exists()):
+        trainer.resume()  # a run that was stopped before it saved anything begins again
     outcome = trainer.fit()
     result = describe_result(config, outcome, model, command_line)
     write_result(run_dir, result)
@@ -127,26 +131,33 @@ def _write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def refuse_to_overwrite(run_dir: Path) -> None:
-    """ConfigError when the directory holds a run, or anything that is not ours."""
+def make_room(run_dir: Path, overwrite: bool) -> None:
+    """ConfigError when the directory holds a run (unless `overwrite`, which deletes it) or anything not ours."""
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"{run_dir} is a file; choose another --run-dir")
     held = {path.name for path in run_dir.iterdir()} - PREPARED if run_dir.is_dir() else set()
-    if CONFIG_FILE in held:
+    if CONFIG_FILE in held and overwrite and held <= WRITTEN:
+        for name in held | PREPARED:
+            path = run_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    elif CONFIG_FILE in held and not overwrite:
         raise ConfigError(
             f"{run_dir} already holds a run; go on with it by --resume {run_dir}, choose another --run-dir,"
-            " or remove the directory if you no longer need it"
+            " or give --overwrite to delete it and start again"
         )
-    if held:
-        raise ConfigError(f"{run_dir} is not empty ({', '.join(sorted(held)[:4])}); choose another --run-dir")
+    elif held:
+        foreign = sorted(held - WRITTEN if CONFIG_FILE in held else held)
+        raise ConfigError(
+            f"{run_dir} holds other things ({', '.join(foreign[:4])}); choose another --run-dir"
+        )
 
 
-def _check(config: Config) -> int:
+def _check(config: Config, resume: bool) -> int:
     """Print the resolved configuration, and say on stderr what was checked."""
     print(to_yaml(config), end="")
     say("the configuration is valid: every key, value and combination was checked; no data was read")
     run_dir = str(config.run_dir)
-    if os.path.exists(os.path.join(run_dir, CONFIG_FILE)):
+    if not resume and os.path.exists(os.path.join(run_dir, CONFIG_FILE)):
         say(f"note: {run_dir} already holds a run")
     for note in config.train.unused_options():
         say(f"note: {note}")

@@ -154,6 +154,13 @@ def _check_files(arguments: argparse.Namespace) -> None:
         raise ConfigError("stdin can be read once: give --input or the other file by name")
 
 
+def whole_number(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise ValueError(text)
+    return count
+
+
 def _parser() -> Parser:
     parser = Parser(
         "translate", DESCRIPTION, lambda: f"decode options:\n{options_text('decode')}\n\n{EXIT_CODES}"
@@ -174,7 +181,7 @@ def _parser() -> Parser:
     parser.add_argument("--checkpoint", metavar="NAME", help="other weights: last, update-0000500 or a file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="CPU threads; 0 leaves torch's choice"
+        "--threads", type=whole_number, default=0, metavar="N", help="CPU threads; 0 leaves torch's choice"
     )
     parser.add_options(FLAGS, only="decode")
     return parser

@@ -43,9 +43,11 @@ class ConfigError(UserError):
 
     def __init__(self, problems: Sequence[Problem] | str) -> None:
         if isinstance(problems, str):
-            problems = [Problem("", problems)]
-        self.problems = list(problems)
-        super().__init__("invalid configuration:\n" + "\n".join(f"  - {p}" for p in self.problems))
+            self.problems = [Problem("", problems)]
+            super().__init__(problems)
+        else:
+            self.problems = list(problems)
+            super().__init__("invalid configuration:\n" + "\n".join(f"  - {p}" for p in self.problems))
 
 
 class DataError(UserError):

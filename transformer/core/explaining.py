@@ -16,6 +16,7 @@ from .options import section_at, subsection, suggestion
 from .reading import KeyPath
 from .registry import nearest
 
+_NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", re.IGNORECASE)
 S = TypeVar("S", bound=Section)
 
 
@@ -129,6 +130,8 @@ def _want(error: ErrorDetails) -> str:
 
 def _given(value: Any) -> str:
     shown = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        shown = value
     return f", got {shown if len(shown) <= 60 else shown[:57] + '...'}"
 
 

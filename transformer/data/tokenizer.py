@@ -15,10 +15,10 @@ import hashlib
 import io
 import os
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
+from random import Random
 from typing import Annotated, Literal
 
 import sentencepiece
@@ -27,24 +27,17 @@ from pydantic import Field, model_validator
 from ..core.configuration import Count, Int, NonNegative, Positive, Section, Text
 from ..core.errors import DataError
 from ..core.special import BOS, EOS, PAD, UNK
+from .cleaning import clean
+from .segmentation import BPEDropout, Segmenter, UnigramSampling
 
 JOINT, SOURCE, TARGET = "joint.model", "source.model", "target.model"
 
 # U+0001 is taken out of every text before SentencePiece sees it, so no text can spell a control piece.
 _CONTROL_PIECES = {PAD: "\x01<pad>", UNK: "\x01<unk>", BOS: "\x01<s>", EOS: "\x01</s>"}
-_ODD = re.compile("[\x00-\x1f\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u2581\u3000\ufeff]")
-_SPACES = re.compile("[\t\n\x0b\x0c\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
-_REPLACED = {c: None for c in (*range(0x20), *range(0x7F, 0xA0), 0xFEFF)}
-_TRANSLATION: dict[int, str | None] = {
-    **_REPLACED,
-    # U+2581 is SentencePiece's own sign for a space; as text it would come back as one.
-    0x2581: "_",
-    **{c: " " for c in range(0x3001) if _SPACES.match(chr(c))},
-}
+_WORD = re.compile("▁[^▁]*")
+_LONGEST_WORD = 64  # characters; drawing takes time quadratic in this
 
-_LARGEST_REQUEST = (
-    10_000_000  # SentencePiece's arithmetic overflows near 2**31 and its trainer then never ends
-)
+_LARGEST_REQUEST = 10_000_000  # near 2**31 SentencePiece's arithmetic overflows and training never ends
 _LONGEST_SENTENCE = 4096  # bytes a training sentence may have; longer lines are cut, not left out
 _TRAINING_THREADS = 4  # fixed: the order of float sums, and so the model, depends on it
 
@@ -112,11 +105,6 @@ class TokenizerConfig(Section):
         return self.model_dump(exclude={"sampling", "sampling_side", "path"})
 
 
-def clean(text: str) -> str:
-    """Take out control characters and turn odd white space into spaces; all else stays."""
-    return text.translate(_TRANSLATION) if _ODD.search(text) else text
-
-
 class Tokenizer:
     """One SentencePiece model. Ids 0 to 3 are PAD, UNK, BOS, EOS, and only UNK ever comes out of text."""
 
@@ -154,15 +142,28 @@ class Tokenizer:
         return ids
 
     def sample(self, text: str, alpha: float, seed: int) -> list[int]:
-        """Draw a segmentation: a function of (text, alpha, seed) in every thread and process."""
-        _check_reseeding()
-        with _GENERATOR:
-            return self._draw(text, alpha, seed)
+        """Draw a segmentation: a function of (text, alpha, seed) in every thread, process and release.
 
-    def _draw(self, text: str, alpha: float, seed: int) -> list[int]:
-        sentencepiece.set_random_generator_seed(seed % 0xFFFFFFFE)  # the largest value means "no seed"
-        ids: list[int] = self._processor.encode(clean(text), enable_sampling=True, nbest_size=-1, alpha=alpha)
+        `alpha` is the dropout rate of a BPE model, or the exponent of a unigram model's probabilities.
+        A word with unknown characters, or a monster, keeps its plain segmentation.
+        """
+        generator = Random(seed)
+        ids: list[int] = []
+        for word in _WORD.findall(self._processor.Normalize(clean(text))):
+            if len(word) <= _LONGEST_WORD and self._segmenter.knows(word):
+                ids += self._segmenter.draw(word, alpha, generator)
+            else:
+                ids += self._processor.encode(word[1:])
         return ids
+
+    @cached_property
+    def _segmenter(self) -> Segmenter:
+        p = self._processor
+        text_ids = [i for i in range(EOS + 1, self.size) if not p.IsByte(i)]
+        # The scores of a BPE model are its merges' ranks 0, -1, -2, ...; else they are log-probabilities.
+        is_bpe = [p.GetScore(i) for i in text_ids[:3]] == [0.0, -1.0, -2.0]
+        pieces = {p.IdToPiece(i): (i, p.GetScore(i)) for i in text_ids}
+        return BPEDropout(pieces) if is_bpe else UnigramSampling(pieces)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids: the inverse of `encode` up to `clean` and runs of spaces. Ids 0 to 3 are left out."""
@@ -182,25 +183,6 @@ class Tokenizer:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_bytes(self.model)
         os.replace(temporary, path)
-
-
-_GENERATOR = threading.Lock()  # SentencePiece has one seed for the whole process
-
-
-@lru_cache(maxsize=1)
-def _check_reseeding() -> None:
-    """Older SentencePiece seeds a thread's generator once and for all: nothing would be reproducible."""
-    probe = Tokenizer(
-        _train(iter(["aaaa bbbb aaab"] * 8), "probe", "unigram", 10, TokenizerConfig(vocab_size=10))
-    )
-    text = "aaaa bbbb aaab " * 8
-    with _GENERATOR:
-        first, _, again = (probe._draw(text, 0.1, seed) for seed in (1, 2, 1))
-    if first != again:
-        raise DataError(
-            f"subword sampling needs a newer sentencepiece than {sentencepiece.__version__}: "
-            "this one cannot be reseeded (pip install --upgrade sentencepiece)"
-        )
 
 
 def load_tokenizers(directory: str | Path) -> tuple[Tokenizer, Tokenizer]:

@@ -42,6 +42,7 @@ class _Finished:
         return self.best[-1].score if len(self.best) == self.n_best else -torch.inf
 
 
+@torch.inference_mode()
 def beam_search(
     model: NextToken,
     source: Tensor,

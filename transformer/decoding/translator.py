@@ -145,13 +145,13 @@ class Translator:
     def _encode(self, chunk: list[tuple[int, str, str]]) -> list[_Line]:
         """Subwords of each line, cut to what the model takes, and of what its target begins with."""
         cut = self.max_source * _CHARACTERS_PER_SUBWORD
-        heads = [_encodable(text[:cut]) for _, text, _ in chunk]
-        sources = self.source_tokenizer.encode_batch(heads)
+        stripped = [text.strip() for _, text, _ in chunk]
+        sources = self.source_tokenizer.encode_batch([_encodable(text[:cut]) for text in stripped])
         prefixes = self._encode_targets([(number, prefix) for number, _, prefix in chunk])
         lines = []
-        for (number, text, _), source, prefix in zip(chunk, sources, prefixes, strict=True):
-            long = len(source) > self.max_source or bool(text[cut:].strip())
-            status: Status = "blank" if not text.strip() or not source else "truncated" if long else "ok"
+        for (number, text, _), line, source, prefix in zip(chunk, stripped, sources, prefixes, strict=True):
+            long = len(source) > self.max_source or len(line) > cut
+            status: Status = "blank" if not source else "truncated" if long else "ok"
             lines.append(_Line(number, text, source[: self.max_source], status, tuple(prefix)))
         return lines
 

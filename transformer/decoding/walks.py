@@ -117,6 +117,7 @@ def sample(
     return [sorted((h for h in group if h), key=lambda h: -h.score) for group in grouped]
 
 
+@torch.inference_mode()
 def _walk(
     model: NextToken,
     source: Tensor,

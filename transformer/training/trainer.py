@@ -63,11 +63,14 @@ class Trainer:
         self.dtype = resolve_precision(config.precision, self.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.limits = Limits(config, stream)
-        self.schedule = make_schedule(config, self.limits.total_updates())
+        self.total_updates = self.limits.total_updates()
+        self.schedule = make_schedule(config, self.total_updates)
         self.optimizer = make_optimizer(model, config)
         self.shelf = Shelf(run_dir, config, metadata or {})
         self.logbook = Logbook(run_dir) if logbook is None else logbook
         self.logged = 0  # bytes of metrics.jsonl at the resumed update
+        # What a resumed run must have in common with the run it goes on with.
+        self.fixed = {**config.fixed(), "seed": seed, "batches in epoch 1": stream.batches_in(1)}
         self.saved = -1  # update of checkpoints/last
         self.progress, self.window, self.watch = Progress(), Window(self.device), Stopwatch()
 
@@ -133,7 +136,7 @@ class Trainer:
         """Read the window (the one synchronisation), write it down, stop if the run has diverged."""
         sums, window, progress = self.window.read(), self.window, self.progress
         self._lap(training=True)
-        nll, rate = sums["nll"] / window.tokens, self.schedule.learning_rate(progress.update)
+        nll, rate = sums["nll"] / window.tokens, self.optimizer.param_groups[0]["lr"]
         self.logbook.training(
             progress.update,
             {
@@ -183,7 +186,7 @@ class Trainer:
         self._stop_if_broken(self.window.read())
         self._lap(training=True)
         state = {
-            "fixed": self._fixed(),
+            "fixed": self.fixed,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "progress": self.progress.state_dict(),
@@ -198,7 +201,7 @@ class Trainer:
     def resume(self) -> None:
         """Load checkpoints/last, so that `fit` goes on from there. CheckpointError if it cannot be used."""
         weights, state = load_training(self.shelf.last)
-        require_same(state["fixed"], self._fixed(), self.shelf.last)
+        require_same(state["fixed"], self.fixed, self.shelf.last)
         set_weights(self.model, weights, str(self.shelf.last / WEIGHTS))
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -211,7 +214,7 @@ class Trainer:
 
     def _begin(self) -> Iterator[list[Any]]:
         progress = self.progress
-        self.logbook.open(progress.update, self.limits.total_updates(), self.logged)
+        self.logbook.open(progress.update, self.total_updates, self.logged)
         for note in self.config.unused_options():
             self.logbook.say(f"note: {note}")
         if progress.update:
@@ -283,10 +286,6 @@ class Trainer:
     def _record(self, metrics: Mapping[str, float], averaged: int = 0) -> None:
         samples = "" if self.samples is None else self.samples()
         self.logbook.validation(self.progress.update, metrics, averaged, samples)
-
-    def _fixed(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the run it goes on with."""
-        return {**self.config.fixed(), "seed": self.seed, "batches in epoch 1": self.stream.batches_in(1)}
 
     def _score(self, metrics: Mapping[str, float]) -> float:
         """The metric that decides, higher is better."""
