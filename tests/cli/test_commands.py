@@ -146,7 +146,7 @@ def test_demo_shows_translations_and_scores(run: Path, folder: Path, tmp_path: P
     text = capsys.readouterr().out
     assert text.count("en  ") == text.count("de  ") == 3
     assert (folder / "valid.en").read_text().splitlines()[0] in text
-    assert "held: BLEU" in text
+    assert "held, 8 sentences: BLEU" in text
     assert "tok:13a" in text
     shutil.copytree(run, tmp_path / "copy")
     (tmp_path / "copy" / "result.json").unlink()

@@ -36,11 +36,9 @@ def main(argv: Sequence[str]) -> int:
     ):
         print(f"{data.source}  {source}\n{data.target}  {translation.text}")
         print("    as the reference\n" if translation.text == reference else f"    reference: {reference}\n")
-    for name, scores in _scores(run.directory).items():
-        print(
-            f"{name}: BLEU {scores['bleu']:.2f}, chrF2 {scores['chrf']:.2f} on {scores['sentences']:,} sentences"
-        )
-        print(f"    {scores['signature']['bleu']}")
+    for name, held in _scores(run.directory).items():
+        print(f"{name}, {held['sentences']:,} sentences: BLEU {held['bleu']:.2f}, chrF2 {held['chrf']:.2f}")
+        print(f"    {held['signature']['bleu']}")
     return 0
 
 

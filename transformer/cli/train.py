@@ -132,7 +132,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def make_room(run_dir: Path, overwrite: bool) -> None:
-    """ConfigError when the directory holds a run (unless `overwrite`, which deletes it) or anything not ours."""
+    """ConfigError when the directory holds a run (`overwrite` deletes that), or anything not ours."""
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"{run_dir} is a file; choose another --run-dir")
     held = {path.name for path in run_dir.iterdir()} - PREPARED if run_dir.is_dir() else set()
@@ -178,6 +178,9 @@ def _parser() -> Parser:
         type=Path,
         metavar="RUN",
         help=f"go on where a run stopped, exactly; --set may change {changeable}",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete the run that the run directory holds, if any"
     )
     parser.add_argument(
         "--check", action="store_true", help="validate, print the resolved configuration and stop"
