@@ -34,7 +34,7 @@ check: $(VENV)/developed  ## format, lint and types
 	$(BIN)/mypy
 
 docs: $(VENV)/installed  ## rewrite the tables that are generated from the registries
-	$(BIN)/python -m transformer list docs
+	$(BIN)/python -m transformer docs
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

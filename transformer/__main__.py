@@ -21,7 +21,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command by name; `-h` lists them. The commands are imported one at a time, so that each starts fast."""
+    """Run a command by name; `-h` lists them. Only the one asked for is imported."""
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         lines = [f"  {command:<10} {text}" for command, text in COMMANDS.items()]
