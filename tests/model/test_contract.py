@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
 from torch import Tensor
 
 from transformer import NORMS, PLACEMENTS, Transformer
+from transformer.core.errors import ConfigError
 from transformer.modules.precision import autocast
 
 PAIRS = list(itertools.product(PLACEMENTS, NORMS))
@@ -86,13 +89,27 @@ def test_a_state_dict_round_trip_gives_the_same_model(placement: str, norm: str)
     assert torch.equal(model(source, target), other(source, target))
 
 
+DROPOUTS = ["dropout", "embedding_dropout", "attention_dropout", "activation_dropout"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("which", DROPOUTS)
+def test_each_kind_of_dropout_acts_alone_in_training_and_not_in_evaluation(
+    which: str, dtype: torch.dtype
+) -> None:
+    model = build("pre", "layer", **{name: 0.4 if name == which else 0.0 for name in DROPOUTS})
+    source, target = ids(2, 5), ids(2, 5)
+    with autocast(torch.device("cpu"), dtype):
+        assert not torch.equal(model(source, target), model(source, target))
+        model.eval()
+        assert torch.equal(model(source, target), model(source, target))
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_evaluation_is_deterministic_and_training_drops(placement: str) -> None:
-    model = build(placement, "layer", dropout=0.3, attention_dropout=0.1, activation_dropout=0.1)
+def test_branch_dropout_acts_in_every_placement(placement: str) -> None:
+    model = build(placement, "layer", dropout=0.3, embedding_dropout=0.0)
     source, target = ids(2, 5), ids(2, 5)
     assert not torch.equal(model(source, target), model(source, target))
-    model.eval()
-    assert torch.equal(model(source, target), model(source, target))
 
 
 LOSS_CASES = [
@@ -143,16 +160,57 @@ def test_the_feedforward_is_its_formula(activation: str) -> None:
     torch.testing.assert_close(ff(x), hidden @ ff.output.weight.T + ff.output.bias)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_compiled_model_is_one_graph_and_equals_the_eager_one(placement: str) -> None:
-    model = build(placement, "layer").eval()
+def test_a_compiled_model_is_one_graph_and_equals_the_eager_one(placement: str, training: bool) -> None:
+    model = build(placement, "layer", dropout=0.0 if training else 0.1).train(training)
     graphs: list[object] = []
 
     def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(model, backend=count, fullgraph=True)
     source, target = ids(2, 5), ids(2, 4)
+    compiled = torch.compile(model, backend=count, fullgraph=True)
     torch.testing.assert_close(compiled(source, target), model(source, target), rtol=1e-5, atol=1e-5)
     assert len(graphs) == 1
+    torch._dynamo.reset()
+
+
+def test_dropout_compiles_into_one_graph() -> None:
+    model = torch.compile(build("pre", "layer", dropout=0.3).train(), backend="eager", fullgraph=True)
+    source, target = ids(2, 5), ids(2, 4)
+    assert not torch.equal(model(source, target), model(source, target))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
+def test_a_model_can_be_copied_and_pickled(activation: str) -> None:
+    model = build("resi_dual", "rms", activation=activation).eval()
+    source, target = ids(2, 5), ids(2, 4)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(source, target), model(source, target))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_runs_in_other_types_and_comes_back(dtype: torch.dtype) -> None:
+    model = build("pre", "layer").eval()
+    source, target = ids(2, 5), ids(2, 4)
+    before = model(source, target)
+    low = copy.deepcopy(model).to(dtype)(source, target)
+    assert low.dtype == dtype
+    torch.testing.assert_close(low.float(), before, rtol=0.1, atol=0.15)
+
+
+def test_the_position_table_is_exact_whatever_types_a_model_went_through() -> None:
+    one = build("pre", "layer", max_length=4).double()
+    two = build("pre", "layer", max_length=64).bfloat16().float().double()
+    positions = [m.source_embedding.positions(9) for m in (one, two)]
+    assert torch.equal(*positions)
+    assert positions[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("sizes", [(0, 30), (30, -3), (30.5, 30)])
+def test_a_vocabulary_without_room_for_the_special_ids_is_refused(sizes: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match="_vocab is"):
+        Transformer(*sizes, **SHAPE)

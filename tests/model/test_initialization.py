@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -22,6 +24,10 @@ def test_matrices_have_xaviers_variance_times_the_placements_gain(placement: str
             gain = 1.0 if plain else beta
             expected = gain**2 * 2 / (linear.in_features + linear.out_features)
             assert linear.weight.var().item() == pytest.approx(expected, rel=0.06), (residual.site, name)
+            assert linear.weight.abs().max().item() <= math.sqrt(
+                3 * expected
+            )  # uniform: the bound is sqrt(3) std
+            assert linear.weight.abs().max().item() > 0.98 * math.sqrt(3 * expected)
             assert linear.bias.eq(0).all()
 
 
@@ -51,8 +57,14 @@ def test_another_seed_gives_other_numbers_and_the_same_seed_the_same() -> None:
             assert not torch.equal(a, c), name
 
 
-def test_building_a_model_does_not_touch_the_global_generator_of_the_arms() -> None:
-    """Initial values do not depend on what was drawn before."""
+def test_learned_positions_have_variance_one_over_d_and_follow_the_seed() -> None:
+    flags = {**SHAPE, "positions": "learned", "max_length": 300}
+    one, two = (Transformer(20, 20, seed=3, **flags).source_embedding.positions.weight for _ in range(2))
+    assert torch.equal(one, two)
+    assert one.var().item() == pytest.approx(1 / 96, rel=0.05)
+
+
+def test_initial_values_do_not_depend_on_what_was_drawn_before() -> None:
     torch.manual_seed(0)
     one = Transformer(50, 50, **SHAPE)
     torch.rand(17)

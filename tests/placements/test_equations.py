@@ -145,15 +145,31 @@ def test_decoder_and_encoder_may_differ_in_placement_and_norm() -> None:
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_dropout_is_on_the_branch_and_never_on_the_residual(placement: str) -> None:
-    """With the branch dropped whole, the site's output is what the equation gives for f = 0."""
+def test_dropout_is_on_the_branchs_output_and_never_on_the_residual(placement: str) -> None:
+    """With dropout near 1 a branch that gives 7 acts as one that gives 0: the residual is whole."""
     model = build(placement)
     residual, _ = next(iter(model.encoder.sites()))
-    residual.dropout.p = 0.999999  # rounds to the largest probability the sampler has
+    residual.dropout.p = 0.999999  # the sampler rounds to 16 bits: a few in 10^5 would be kept
     residual.train()
     x = torch.randn(2, 3, 16)
     stream = type(residual).open(x)
-    dropped = residual(stream, lambda x: torch.ones_like(x) * 1e-9)
+    dropped = residual(stream, lambda x: torch.full_like(x, 7.0))
     zero = residual.eval()(stream, torch.zeros_like)
     for a, b in zip(dropped, zero, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_the_branch_gets_its_input_undropped(placement: str) -> None:
+    """Training and evaluation hand the branch the same tensor: dropout comes after it."""
+    residual, _ = next(iter(build(placement, dropout=0.5).encoder.sites()))
+    stream = type(residual).open(torch.randn(2, 3, 16))
+    seen: list[Tensor] = []
+
+    def branch(x: Tensor) -> Tensor:
+        seen.append(x)
+        return x
+
+    residual.train()(stream, branch)
+    residual.eval()(stream, branch)
+    assert torch.equal(*seen)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import ConfigError, Problem
-from ..core.special import PAD
+from ..core.special import EOS, PAD
 from ..modules.attention import DecoderCache
 from ..modules.embeddings import POSITIONS, Embedding
 from ..modules.masks import padding_mask
@@ -46,6 +46,9 @@ class Transformer(nn.Module):
         if config is not None and flags:
             raise ConfigError("Transformer takes a ModelConfig or flags, not both")
         self.config = config = ModelConfig(**flags) if config is None else config
+        for side, size in (("source", source_vocab), ("target", target_vocab)):
+            if not isinstance(size, int) or size <= EOS:
+                raise ConfigError(f"{side}_vocab is {size!r}: it needs a number above {EOS}, the special ids")
         if config.joint_vocabulary and source_vocab != target_vocab:
             sizes = f"{source_vocab} and {target_vocab} entries"
             message = f"{config.tie_embeddings!r} needs one vocabulary, got two of {sizes}"

@@ -58,8 +58,8 @@ def attend(
     if causal:
         mask = causal_mask(query.shape[2], device=query.device)
     scores = (query @ keys.mT).float() * query.shape[-1] ** -0.5  # (B, H, T, S)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+    if mask is not None:  # the smallest number, not -inf: a row that may attend to nothing stays finite
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights: Tensor = dropout(scores.softmax(-1))
     return weights.to(values.dtype) @ values
 
@@ -115,5 +115,6 @@ class MultiHeadAttention(nn.Module):
             weight = torch.cat([p.weight for p in projections])
             bias = torch.cat([p.bias for p in projections])
             joined = F.linear(x, weight, bias)
-        split = joined.view(*x.shape[:2], len(projections), self.heads, -1)  # (B, L, 3, H, K)
+        width = x.shape[-1] // self.heads
+        split = joined.view(*x.shape[:2], len(projections), self.heads, width)  # (B, L, 3, H, K)
         return [part.transpose(1, 2) for part in split.unbind(2)]

@@ -48,7 +48,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(x, self.p)
         levels = round(self.p * _LEVELS)
         dropped: Tensor = _Drop.apply(x, min(levels, _LEVELS - 1))  # type: ignore[no-untyped-call]

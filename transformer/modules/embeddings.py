@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,13 @@ from torch import Tensor, nn
 from ..core.registry import Registry
 from .dropout import Dropout
 
-POSITIONS: Registry[type[nn.Module]] = Registry("positions")
+POSITIONS: Registry[type[Positions]] = Registry("positions")
+
+
+class Positions(nn.Module):
+    """How positions enter: built as `Positions(max_length, dim)`. (L) positions from `offset` -> (L, D)."""
+
+    limited: ClassVar[bool] = False  # is `max_length` the longest sentence it can count?
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
@@ -30,7 +37,7 @@ def sinusoids(length: int, dim: int) -> Tensor:
     paper="Vaswani et al. 2017, section 3.5",
     note="The table grows on demand: no longest sentence.",
 )
-class SinusoidalPositions(nn.Module):
+class SinusoidalPositions(Positions):
     """Position -> its row of sinusoids; no parameters. (L) positions from `offset` -> (L, D)."""
 
     table: Tensor
@@ -38,9 +45,14 @@ class SinusoidalPositions(nn.Module):
     def __init__(self, max_length: int, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.register_buffer(
-            "table", sinusoids(max_length, dim).to(torch.get_default_dtype()), persistent=False
-        )
+        table = sinusoids(max_length, dim).to(torch.get_default_dtype())
+        self.register_buffer("table", table, persistent=False)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> SinusoidalPositions:
+        """Compute the table anew after a change of type: rounded numbers do not get their digits back."""
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.table = sinusoids(len(self.table), self.dim).to(self.table)
+        return self
 
     def forward(self, length: int, offset: int = 0) -> Tensor:
         end = offset + length
@@ -56,8 +68,10 @@ class SinusoidalPositions(nn.Module):
     paper="Gehring et al. 2017, arXiv 1705.03122, section 3.1",
     note="Sentences longer than model.max_length are an error.",
 )
-class LearnedPositions(nn.Module):
+class LearnedPositions(Positions):
     """Position -> a learned vector, up to `max_length`. (L) positions from `offset` -> (L, D)."""
+
+    limited = True
 
     def __init__(self, max_length: int, dim: int) -> None:
         super().__init__()
@@ -79,7 +93,7 @@ class Embedding(nn.Module):
     projection it gives logits of unit variance. Source: Vaswani et al. 2017, section 3.4.
     """
 
-    def __init__(self, tokens: nn.Embedding, positions: nn.Module, dropout: float) -> None:
+    def __init__(self, tokens: nn.Embedding, positions: Positions, dropout: float) -> None:
         super().__init__()
         self.tokens, self.positions = tokens, positions
         self.scale = math.sqrt(tokens.embedding_dim)

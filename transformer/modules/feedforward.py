@@ -18,6 +18,11 @@ class Activation:
         self.function, self.gated = function, gated
 
 
+def swiglu(hidden: Tensor, gate: Tensor) -> Tensor:
+    """silu(gate) * hidden."""
+    return F.silu(gate) * hidden
+
+
 ACTIVATIONS: Registry[Activation] = Registry("activation")
 ACTIVATIONS.register("relu", title="ReLU", equation="max(0, h)", paper="Vaswani et al. 2017, eq. 2")(
     Activation(F.relu)
@@ -31,7 +36,7 @@ ACTIVATIONS.register(
     equation="silu(g) * h, with g = x W_g",
     paper="Shazeer 2020, arXiv 2002.05202, eq. 6",
     note="A third matrix of d_model x d_ff; for an equal parameter count take two thirds of d_ff.",
-)(Activation(lambda hidden, gate: F.silu(gate) * hidden, gated=True))
+)(Activation(swiglu, gated=True))
 
 
 class FeedForward(nn.Module):
