@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,8 +43,10 @@ def test_every_placement_has_an_oracle() -> None:
     assert not missing, f"no oracle for {sorted(missing)}: write its equation in tests/placements/oracles.py"
 
 
-def site_norms(residuals: list[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
-    return [residual.get_submodule("norm") for residual in residuals]
+def site_norms(residuals: list[nn.Module]) -> list[Any]:
+    """The norm of each site; a tuple where the placement owns several, in the order it names them."""
+    norms = [tuple(residual.get_submodule(name) for name in residual.norms) for residual in residuals]
+    return [owned[0] if len(owned) == 1 else owned for owned in norms]
 
 
 @pytest.mark.parametrize("norm", NORMS)
