@@ -81,10 +81,12 @@ def test_explain_counts_what_the_model_has(config: str, placement: str, norm: st
     facts = json.loads(capsys.readouterr().out)
     kind = PLACEMENTS[placement]
     per_site, final = len(kind.norms), int(kind.final_norm)
+    if not NORMS[norm].normalises:
+        per_site = final = 0
     assert facts["encoder"]["norms"] == 2 * per_site + final
     assert facts["decoder"]["norms"] == 3 * per_site + final
     assert facts["norms"] == 5 * per_site + 2 * final
-    assert facts["decoder"]["final_norm"] is kind.final_norm
+    assert facts["decoder"]["final_norm"] is bool(final)
     model = Transformer(
         60,
         60,
@@ -130,7 +132,7 @@ def test_explain_gives_the_rates_that_training_will_have(config: str, schedule: 
 def test_explain_says_when_a_rate_depends_on_the_data(config: str, capsys: Capture) -> None:
     settings = ["--set=train.schedule=cosine", "--set=train.updates=null", "--set=train.epochs=3"]
     assert toolkit(["explain", config, *settings]) == 0
-    assert "depends on the last update" in capsys.readouterr().out
+    assert "follow from the data" in capsys.readouterr().out
 
 
 def test_explain_reads_a_run(run: Path, capsys: Capture) -> None:
@@ -152,6 +154,22 @@ def test_demo_shows_translations_and_scores(run: Path, folder: Path, tmp_path: P
     (tmp_path / "copy" / "result.json").unlink()
     assert toolkit(["demo", str(tmp_path / "copy")]) == 1
     assert "result.json: no scores here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("result", ["[]", '{"test": {"t": {}}}', '{"test": 3}', '{"test": {"t": 1}}'])
+def test_demo_names_a_result_it_cannot_read(run: Path, tmp_path: Path, result: str, capsys: Capture) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "result.json").write_text(result)
+    assert toolkit(["demo", str(copy)]) == 1
+    assert "result.json: no scores here" in capsys.readouterr().err
+
+
+def test_counts_and_folders_that_make_no_sense_are_refused(run: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        toolkit(["demo", str(run), "--sentences", "-3"])
+    assert toolkit(["docs", "--root", "/nope"]) == 2
+    assert "/nope" in capsys.readouterr().err
 
 
 def test_data_reports_what_was_kept(config: str, capsys: Capture) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer.cli.config import Config
-from transformer.cli.describe import REGISTRIES
+from transformer.cli.describe import REGISTRIES, schema
 from transformer.cli.train import main as train
 from transformer.core.errors import ConfigError
 from transformer.core.loading import load, to_yaml
 from transformer.core.options import options
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS_BY_NAME = {path.stem: path for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -31,6 +34,64 @@ def test_the_other_direction_is_the_same_run_with_its_sides_exchanged() -> None:
     there, back = (load(Config, path) for path in CONFIGS if path.stem in ("multi30k", "multi30k_de_en"))
     assert (there.data.source, there.data.target) == (back.data.target, back.data.source) == ("en", "de")
     assert back.model == there.model
+
+
+def enums(node: Any) -> Iterator[dict[str, Any]]:
+    """Every part of a JSON Schema that has an enum."""
+    if isinstance(node, dict) and "enum" in node:
+        yield node
+    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from enums(inner)
+
+
+def test_no_choice_of_the_schema_is_empty_and_every_default_is_one_of_its_names() -> None:
+    found = list(enums(schema()))
+    assert {tuple(part["enum"]) for part in found} >= {tuple(registry) for registry in REGISTRIES.values()}
+    assert all(part["enum"] and part.get("default", part["enum"][0]) in part["enum"] for part in found)
+    for option in options(Config):
+        if "|" in option.kind and option.default is not None:
+            assert option.default in option.kind.removesuffix(" or null").split("|"), option.key
+
+
+def test_every_conflict_is_reported_on_its_own_with_where_its_value_came_from() -> None:
+    overrides = ["train.floor=9", "train.warmup=50", "train.updates=20", "train.validate_bleu=false"]
+    overrides += [
+        "model.heads=3",
+        "data.target=en",
+        "data.tokenizer.sampling=2",
+        "data.tokenizer.joint=false",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        load(Config, CONFIGS_BY_NAME["multi30k"], overrides)
+    found = {problem.path: problem for problem in caught.value.problems}
+    assert len(found) == len(caught.value.problems)
+    assert set(found) == {
+        "train.floor",
+        "train.warmup",
+        "train.metric",
+        "model.heads",
+        "model.tie_embeddings",
+        "data.target",
+        "data.tokenizer.sampling",
+    }
+    assert all(";" not in problem.message for problem in found.values())
+    for key in ("train.floor", "train.warmup", "model.heads", "data.target", "data.tokenizer.sampling"):
+        assert found[key].source.startswith(f"--set {key}=")
+
+
+def test_a_position_table_with_an_end_must_hold_every_sentence() -> None:
+    def refused(**limits: int) -> str:
+        sizes = [f"{section}.max_length={limit}" for section, limit in limits.items()]
+        with pytest.raises(ConfigError) as caught:
+            load(Config, None, ["model.positions=learned", *sizes])
+        (problem,) = caught.value.problems
+        return str(problem)
+
+    assert refused(data=101, model=100).startswith("data.max_length: 101 is more than model.max_length = 100")
+    assert refused(data=1, model=1).startswith("model.max_length: 1 row")
+    for positions, data in (("learned", 100), ("sinusoidal", 101)):
+        given = [f"model.positions={positions}", f"data.max_length={data}", "model.max_length=100"]
+        assert load(Config, None, given).data.max_length == data
 
 
 def test_the_command_line_counts_from_left_to_right(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformer.cli.config import Config
 from transformer.cli.resolve import run_config
 from transformer.cli.train import main as train
+from transformer.cli.translate import main as translate
 from transformer.core.loading import load
 from transformer.training.trainer import Trainer
 
@@ -340,3 +341,61 @@ def test_a_run_that_was_killed_before_it_saved_anything_begins_again(run: Path, 
     assert train(["--resume", str(part)]) == 0
     ours, again = (load_file(folder / "model.safetensors") for folder in (run, part))
     assert all(torch.equal(ours[name], again[name]) for name in ours)
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_run_does_not_go_on_with_other_text(
+    config: str, folder: Path, tmp_path: Path, split: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (*folder.glob("train.*"), *folder.glob("valid.*")):
+        shutil.copy(path, tmp_path)
+    data = [f"--set=data.{name}={tmp_path}/{name}" for name in ("train", "valid")]
+    run = tmp_path / "run"
+    assert train([config, "--run-dir", str(run), *data]) == 0
+    for side in ("en", "de"):
+        path = tmp_path / f"{split}.{side}"
+        path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    assert train(["--resume", str(run), "--set", "train.updates=20"]) == 1
+    assert f"{'training' if split == 'train' else 'validation'} text = " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume", "RUN", "--overwrite"], "--overwrite starts again"),
+        (["--resume", "RUN", "--run-dir", "other"], "run_dir: a run goes on with what it was started with"),
+        (["CONFIG", "--check", "--device", "abacus"], "--device abacus"),
+        (["CONFIG", "--device", "meta"], "--device meta"),
+    ],
+)
+def test_flags_that_would_be_ignored_are_refused(
+    run: Path, config: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"RUN": str(run), "CONFIG": config}
+    assert train([words.get(argument, argument) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stamp", ["", "{}", "[]", '{"options": 3, "text": ""}'])
+def test_a_damaged_stamp_of_the_tokenizer_is_named(
+    run: Path, tmp_path: Path, stamp: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "tokenizer" / "trained_from.json").write_text(stamp)
+    assert train(["--resume", str(copy)]) == 1
+    assert "trained_from.json: cut short or damaged" in capsys.readouterr().err
+
+
+def test_a_run_that_saved_nothing_says_how_it_ended(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "model.safetensors").unlink()
+    (copy / "result.json").write_text('{"status": "diverged", "reason": "too fast"}')
+    assert translate([str(copy)]) == 1
+    assert "the run ended as diverged (too fast)" in capsys.readouterr().err
+    assert train(["--resume", str(copy)]) == 0
+    assert "ended as diverged (too fast), and nothing was saved: beginning again" in capsys.readouterr().err

@@ -235,6 +235,8 @@ def test_average_explains_what_it_cannot_do(
         (["RUN", "--n-best", "2"], 2, "needs --json"),
         (["RUN", "--json", "--n-best", "9"], 2, "decode.n_best"),
         (["RUN", "--input", "gone.en"], 1, "gone.en: no such file"),
+        (["RUN", "--score", "VALID", "--prefix", "VALID"], 2, "--score translates nothing"),
+        (["RUN", "--threads", "100000000000000000000"], 2, "--threads 100000000000000000000: at most"),
         (["RUN", "--reference", "-"], 2, "stdin can be read once"),
         (["RUN", "--checkpoint", "gone"], 1, "gone: no such file"),
         (["gone"], 1, "no such run directory"),
@@ -297,3 +299,46 @@ def test_the_script_translates_a_pipe_and_survives_a_closed_one(run: Path, folde
     process.stdout.close()
     _, errors = process.communicate(b"one two\n" * 50, timeout=60)
     assert errors == b""
+
+
+def test_a_run_of_the_other_direction_cannot_vote(
+    run: Path, other_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    back = tmp_path / "back"
+    shutil.copytree(other_run, back)
+    text = (back / "config.yaml").read_text()
+    swapped = text.replace("source: en", "source: xx").replace("target: de", "target: en")
+    (back / "config.yaml").write_text(swapped.replace("source: xx", "source: de"))
+    assert translate([str(run), str(back)]) == 1
+    assert f"{back} translates de-en, {run} en-de" in capsys.readouterr().err
+
+
+def test_n_best_of_the_configuration_is_for_json_only(run: Path, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("n_best: 1", "n_best: 2"))
+    outputs = []
+    for directory, flags in ((run, []), (copy, []), (copy, ["--json"])):
+        arguments = ["--input", str(folder / "valid.en"), "--output", str(tmp_path / "out"), *flags]
+        assert translate([str(directory), *arguments]) == 0
+        outputs.append((tmp_path / "out").read_text())
+    assert outputs[0] == outputs[1]
+    assert len(json.loads(outputs[2].splitlines()[0])["hypotheses"]) == 2
+
+
+def test_a_line_that_cannot_be_forced_or_scored_names_its_file(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets = file_of(tmp_path, b"eins\n" * 7 + b"rot Haus " * 400 + b"\n")
+    for flag in ("--prefix", "--score"):
+        assert translate([str(run), "--input", str(folder / "valid.en"), flag, targets]) == 1
+        assert f"{targets}: line 8: " in capsys.readouterr().err
+
+
+def test_a_source_cut_for_scoring_is_reported(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = file_of(tmp_path, b"red house " * 2000 + b"\n"), file_of(tmp_path, b"rot\n", "target")
+    assert translate([str(run), "--input", source, "--score", target]) == 0
+    assert "line 1: the source is too long" in capsys.readouterr().err

@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from transformer.core.configuration import (
     Count,
@@ -52,10 +52,17 @@ class Train(Section):
     warmup: CountOrZero = 0
     fused: bool = False
 
+    def conflicts(self) -> Iterable[Problem]:
+        if self.fused and self.betas[0] > 1:
+            yield Problem("betas", f"{self.betas[0]:g} does not go with fused", hint="lower it")
+        if self.fused and self.warmup:
+            yield Problem("warmup", f"{self.warmup} does not go with fused")
+
 
 class Data(Section):
     source: Text = "en"
     train: Text | list[Text] = "demo"
+    files: Annotated[tuple[Text, ...], Field(min_length=1)] = ("x",)
     test: dict[str, Text] = Field(default_factory=lambda: {"demo": "demo"})
 
 
@@ -108,6 +115,12 @@ BAD_FILES = [
     ("train: {lr: 1e999}", "train.lr: must be a finite number, got 1e999", 1),
     ("train: {warmup: 4k}", "train.warmup: expected a number, got '4k'", 1),
     ("train: {betas: [0.9, x]}", "train.betas.1: expected a number, got 'x'", 1),
+    ("train: {betas: [0.9]}", "train.betas: too few values, got [0.9]", 1),
+    ("train: {betas: [0.9, 0.9, 0.9]}", "train.betas: takes at most 2 values, got [0.9, 0.9, 0.9]", 1),
+    ("train: {betas: 0.9}", "train.betas: must be a list, got 0.9", 1),
+    ("data: {files: []}", "data.files: needs at least 1 value, got []", 1),
+    ("train: {warmup: 1:30}", "train.warmup: cannot read '1:30'", 1),
+    ("train: {lr: 1:30.5}", "train.lr: cannot read '1:30.5'", 1),
     ("seed: " + "9" * 40, "seed: a number this large is out of range", 1),
     ("seed: " + "9" * 9000, "seed: cannot read '9999", 1),
     (
@@ -185,6 +198,32 @@ def test_conflicts_that_rest_on_a_value_set_aside_are_not_reported(tmp_path: Pat
     assert problem.startswith("model.width")
 
 
+def test_every_conflict_has_its_own_line_and_source(tmp_path: Path) -> None:
+    file = write(tmp_path, "model:\n  heads: 3\ntrain:\n  betas: [3, 2]\n  fused: true\ndata: {source: fr}")
+    assert problems_of(file, ["train.warmup=7", "model.tying=all"]) == [
+        f"model.heads: 3 does not divide width = 8 ({file}, line 2)",
+        f"train.betas: 3 does not go with fused; lower it ({file}, line 4)",
+        "train.warmup: 7 does not go with fused (--set train.warmup=7)",
+        "model.tying: does not go with data.source = fr; use none (--set model.tying=all)",
+    ]
+
+
+def test_a_conflict_with_a_default_is_reported_once(tmp_path: Path) -> None:
+    (problem,) = problems_of(write(tmp_path, "model:\n  width: 9"))
+    assert problem.startswith("model.heads: 2 does not divide width = 9")
+
+
+def test_a_conflict_that_a_default_brings_is_not_reported(tmp_path: Path) -> None:
+    """With `heads: 4` set aside there is the default 2, which does not divide 9 either."""
+    (problem,) = problems_of(write(tmp_path, "model: {width: 9, heads: 4}"))
+    assert problem.startswith("model.heads: 4 does not divide width = 9")
+
+
+def test_a_section_built_in_python_names_the_option_of_a_conflict() -> None:
+    with pytest.raises(ValidationError, match="heads: 3 does not divide width = 8"):
+        Model(heads=3)
+
+
 def test_a_conflict_between_sections_names_its_source_and_remedy(tmp_path: Path) -> None:
     file = write(tmp_path, "data: {source: fr}")
     (problem,) = problems_of(file, ["model.tying=all"])
@@ -210,6 +249,12 @@ def test_a_name_that_is_no_file_is_a_problem(name: str) -> None:
         ("train.lr=1e-4", "train.lr", 1e-4),
         ("train.lr=1", "train.lr", 1.0),
         ("train.warmup=4e3", "train.warmup", 4000),
+        ("train.warmup=010", "train.warmup", 10),
+        ("train.warmup=08", "train.warmup", 8),
+        ("train.warmup=0x1_0", "train.warmup", 16),
+        ("train.warmup=1_000", "train.warmup", 1000),
+        ("seed=-010", "seed", -10),
+        ("train.lr=00.5", "train.lr", 0.5),
         ("train.betas=[0.9, 0.999]", "train.betas", (0.9, 0.999)),
         ("model={width: 16, heads: 4}", "model.width", 16),
         ("data.train=[a, b]", "data.train", ["a", "b"]),
@@ -307,6 +352,7 @@ numbers = st.floats(min_value=1e-300, max_value=1e300, allow_nan=False)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
+@settings(deadline=None)
 @given(
     lr=numbers,
     beta=numbers,

@@ -19,6 +19,7 @@ from sentences import sentences
 from transformer.core.errors import DataError
 from transformer.core.special import EOS, UNK
 from transformer.data import cache, encoding, report
+from transformer.data.corpus import BOM
 from transformer.data.dataset import DataConfig, Prepared, prepare, read_parallel
 from transformer.data.encoded import EncodedCorpus
 
@@ -130,6 +131,28 @@ def test_odd_lines_of_the_training_text_are_reported_and_lose_nothing(
         "two birds",
         "redtree",
     ]
+
+
+def test_what_is_odd_is_said_of_these_files_and_not_of_the_cached_ones(
+    section: Section, ready: Callable[..., Prepared]
+) -> None:
+    config = section()
+    text = Path(f"{config.valid}.en")
+    plain = text.read_bytes()
+    assert ready(config).report.valid.oddities == []
+    text.write_bytes(b"\xef\xbb\xbf" + plain)
+    again = ready(config).report.valid
+    assert [BOM in note for note in again.oddities] == [True]
+    text.write_bytes(plain)
+    assert ready(config).report.valid.oddities == []
+
+
+def test_percentages_are_written_as_people_write_them() -> None:
+    split = report.SplitReport("train", read=1, source_tokens=1, source_unknown=1)
+    split.add(report.COPY, "x, line 1", "a")
+    text = "\n".join(split.lines())
+    assert "(100 %)" in text
+    assert "  100 % of the source tokens" in text
 
 
 def test_a_second_run_reuses_tokenizer_and_ids(

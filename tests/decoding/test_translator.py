@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from itertools import count, islice
 
@@ -11,7 +12,6 @@ import torch
 from decoding_toys import Letters, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from transformer.core.errors import CheckpointError, DataError
 from transformer.decoding import SEARCHES, DecodeConfig, Translator
@@ -183,6 +183,28 @@ def test_scoring_a_translation_gives_the_score_it_was_found_with() -> None:
                 assert len(score.token_log_probabilities) == len(score.tokens) + 1
 
 
+def test_a_score_says_where_its_source_was_cut() -> None:
+    t = translator(max_source_length=4)
+    cut, blank, whole = t.score(["abcdefgh", " ", "abcd"], ["x", "x", "x"])
+    assert [(s.number, s.status, s.source_tokens) for s in (cut, blank, whole)] == [
+        (0, "truncated", 4),
+        (1, "blank", 0),
+        (2, "ok", 4),
+    ]
+    assert cut.log_probability == whole.log_probability
+    assert "line 1" in cut.warning
+    assert blank.warning is whole.warning is None
+    assert cut.to_dict()["status"] == "truncated"
+
+
+def test_a_model_that_answers_nan_scores_nothing() -> None:
+    model = tiny(TOKENIZER.size)
+    torch.nn.init.constant_(model.output_weight, math.nan)
+    broken = Translator([model], TOKENIZER, TOKENIZER)
+    with pytest.raises(CheckpointError, match="diverged"):
+        list(broken.score(["a"], ["b"]))
+
+
 def test_scores_do_not_depend_on_their_batch() -> None:
     targets = [str(line[::-1]) for line in LINES]
     together = list(translator(max_length=30).score(LINES, targets))
@@ -214,6 +236,23 @@ def test_two_models_alike_translate_as_one() -> None:
     assert [t.text for t in both.translate(LINES)] == texts(LINES)
 
 
+def test_two_models_that_differ_average_their_probabilities() -> None:
+    other = tiny(TOKENIZER.size, seed=9)
+    config = DecodeConfig(max_length=8, beam=3)
+    together, one, two = (
+        Translator(models, TOKENIZER, TOKENIZER, config) for models in ([MODEL, other], [MODEL], [other])
+    )
+    found = [t for t in together.translate(LINES) if t.hypotheses]
+    sources, targets = [t.source for t in found], [t.text for t in found]
+    members = zip(one.score(sources, targets), two.score(sources, targets), strict=True)
+    for joint, pair in zip(together.score(sources, targets), members, strict=True):
+        columns = zip(*(score.token_log_probabilities for score in pair), strict=True)
+        expected = [math.log(sum(map(math.exp, column)) / 2) for column in columns]
+        assert joint.token_log_probabilities == pytest.approx(expected, rel=1e-9)
+    voted = [t.text for t in together.translate(LINES)]
+    assert voted not in ([t.text for t in single.translate(LINES)] for single in (one, two))
+
+
 def test_models_and_tokenizers_have_to_agree() -> None:
     other = tiny(TOKENIZER.size + 1)
     with pytest.raises(CheckpointError, match="model 2 has a source vocabulary of 32"):
@@ -232,30 +271,6 @@ def test_output_stays_on_one_line_though_the_vocabulary_holds_line_feeds() -> No
     for translation in t.translate(["\r \u2028", "a"]):
         assert "\n" not in translation.text
         assert not translation.text.endswith("\r")
-
-
-@pytest.mark.parametrize(
-    ("options", "key"),
-    [
-        ({"n_best": 6}, "n_best"),
-        ({"search": "greedy", "n_best": 2}, "n_best"),
-        ({"min_length": 9, "max_length": 8}, "min_length"),
-        ({"top_k": 5}, "top_k"),
-        ({"search": "bean"}, "beam"),
-        ({"alpha": -1}, "alpha"),
-        ({"beam": 0}, "beam"),
-        ({"top_p": 0}, "top_p"),
-        ({"temperature": 0}, "temperature"),
-        ({"precision": "fp8"}, "precision"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(options: dict[str, object], key: str) -> None:
-    with pytest.raises(ValidationError, match=key):
-        DecodeConfig(**options)
-
-
-def test_every_option_is_described() -> None:
-    assert all(field.description for field in DecodeConfig.model_fields.values())
 
 
 def test_decoding_leaves_no_gradients_and_no_inference_mode() -> None:

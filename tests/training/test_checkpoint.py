@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from transformer.core.errors import CheckpointError
@@ -203,3 +204,28 @@ def test_weights_and_state_of_different_updates_are_refused(tmp_path: Path) -> N
 def test_nothing_to_resume_is_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing to resume"):
         load_training(tmp_path / "checkpoints" / "last")
+
+
+@pytest.mark.parametrize("tied", ["{", "[]", "3", '{"second": "gone"}', '{"second": ["first"]}'])
+def test_a_broken_header_is_a_broken_file(tied: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file({"first": torch.ones(2)}, path, {"tied": tied})
+    with pytest.raises(CheckpointError, match="not a weights file"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("key", ["fixed", "optimizer", "schedule", "progress", "window", "logged"])
+def test_a_state_without_one_of_its_parts_is_refused(key: str, workshop: Any) -> None:
+    trainer = workshop.trainer(updates=1)
+    trainer.fit()
+    path = trainer.shelf.last / "trainer.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in state.items() if name != key}, path)
+    with pytest.raises(CheckpointError, match=r"trainer\.pt: not a whole trainer state"):
+        workshop.trainer(updates=1).resume()
+
+
+def test_a_file_that_cannot_be_where_it_should_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write_weights(tmp_path / "file" / "x" / "m.safetensors", Tied().state_dict(), {})

@@ -26,7 +26,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--last", type=int, default=5, metavar="N", help="how many of the last checkpoints (default: 5)"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/averaged.safetensors")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: RUN/checkpoints/averaged.safetensors"
+    )
     arguments = parser.parse_args(argv)
     if arguments.last < 1:
         raise ConfigError(f"--last {arguments.last}: at least one checkpoint is needed")
@@ -37,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         raise CheckpointError(
             f"{arguments.run}: no checkpoints/update-*.safetensors; train with train.keep or train.average"
         )
-    target = arguments.output or arguments.run / "averaged.safetensors"
+    target = arguments.output or arguments.run / "checkpoints" / "averaged.safetensors"
     write_weights(target, average_checkpoints(paths), {"averaged": " ".join(path.stem for path in paths)})
     say(f"{target}: the mean of {', '.join(map(str, paths))}")
     return 0

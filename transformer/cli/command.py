@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
 from ..core.errors import UserError
@@ -25,26 +28,75 @@ def command(run: Callable[[Sequence[str]], int]) -> Main:
 
     @functools.wraps(run)
     def main(argv: Sequence[str] | None = None) -> int:
+        _open_closed_streams()
         try:
-            code = run(sys.argv[1:] if argv is None else list(argv))
-            sys.stdout.flush()
-            return code
+            with _terminable():
+                code = run(sys.argv[1:] if argv is None else list(argv))
+                sys.stdout.flush()
+                return code
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _complain(f"error: {error}")
             return error.exit_code
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            _complain("interrupted")
             return INTERRUPTED
         except BrokenPipeError:  # the reader of our output has gone, as with `| head`
             _discard_stdout()
             return 0
+        except OSError as error:
+            named = f"{error.filename}: " if error.filename is not None else ""
+            _complain(f"error: {named}{error.strerror or error}")
+            _discard_stdout()
+            return UserError.exit_code
 
     return main
 
 
+def _open_closed_streams() -> None:
+    """Python has None for what the shell has closed (`<&-`, `>&-`).
+
+    Reading such a stdin, and writing such a stdout, is an error when it is done; stderr is not missed.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """A context in which SIGTERM does what Ctrl-C does. Only the main thread may set that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # where stderr is gone too, the exit code has to do
+        print(text, file=sys.stderr)
+
+
 def _discard_stdout() -> None:
     """Let the interpreter's last flush succeed."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def whole_number(text: str) -> int:
+    """The type of flags that count something."""
+    count = int(text)
+    if count < 0:
+        raise ValueError(text)
+    return count
 
 
 class Parser(argparse.ArgumentParser):

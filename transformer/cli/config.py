@@ -14,6 +14,7 @@ from ..core.loading import Override
 from ..data.dataset import DataConfig
 from ..decoding.config import DecodeConfig
 from ..model.config import ModelConfig
+from ..modules.embeddings import POSITIONS
 from ..training.config import TrainConfig
 
 RUNS = "runs"
@@ -23,7 +24,7 @@ class Config(Section):
     """Everything that decides a run. YAML files hold differences from these defaults."""
 
     seed: Int = Field(
-        1, description="initial weights, data order, dropout and subword training follow from it"
+        1, description="initial weights, data order, dropout and subword sampling follow from it"
     )
     run_dir: Text | None = Field(
         None,
@@ -41,6 +42,11 @@ class Config(Section):
                 f"{self.model.tie_embeddings} needs one vocabulary, but data.tokenizer.joint is false",
                 hint="set data.tokenizer.joint=true, or tie only target_output",
             )
+        if POSITIONS[self.model.positions].limited and self.data.max_length > self.model.max_length:
+            message = f"{self.data.max_length} is more than model.max_length = {self.model.max_length},"
+            message += f" the last of the {self.model.positions} positions"
+            hint = f"set model.max_length={self.data.max_length}, or leave longer pairs out"
+            yield Problem("data.max_length", message, hint=hint)
 
 
 def default_run_dir(file: Path, config: Config, overrides: Sequence[str | Override]) -> str:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
 
 from ..core.loading import load
 from ..data.tokenizer import load_tokenizers
 from ..model.config import ModelConfig, Stack
 from ..model.transformer import Transformer
-from ..modules.norms import NORMS
+from ..modules.norms import NORMS, Norm
 from ..modules.placements import PLACEMENTS
 from ..training.config import TrainConfig
 from ..training.schedules import SCHEDULES, make_schedule
@@ -23,6 +23,7 @@ from .config import Config
 from .resolve import config_file_of
 from .runs import TOKENIZERS
 
+FAR = 2**53  # stands for a last update that is not known: the warm-up does not depend on it
 SLOTS: dict[Stack, tuple[str, ...]] = {
     "encoder": ("self_attention", "feed_forward"),
     "decoder": ("self_attention", "cross_attention", "feed_forward"),
@@ -59,7 +60,8 @@ def _vocabularies(config: Config, tokenizers: Path) -> tuple[int, int]:
 
 def explain(config: Config, sizes: tuple[int, int]) -> dict[str, Any]:
     """Facts about a configuration, for programs."""
-    model = Transformer(*sizes, config.model, seed=config.seed)
+    with torch.device("meta"):  # shapes without numbers
+        model = Transformer(*sizes, config.model)
     stacks = {stack: _stack(model, config.model, stack) for stack in SLOTS}
     return {
         "encoder": stacks["encoder"],
@@ -93,9 +95,9 @@ def _stack(model: Transformer, config: ModelConfig, stack: Stack) -> dict[str, A
             }
             for slot, site in zip(SLOTS[stack], first, strict=False)
         },
-        "final_norm": placement.value.final_norm,
+        "final_norm": placement.value.final_norm and norm.value.normalises,
         "output": placement.value.closing,
-        "norms": sum(isinstance(part, tuple(NORMS.values())) for part in module.modules()),
+        "norms": sum(isinstance(part, Norm) and part.normalises for part in module.modules()),
     }
 
 
@@ -111,33 +113,30 @@ def _parameters(model: Transformer) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         part = name.partition(".")[0]
         parts[part] = parts.get(part, 0) + parameter.numel()
-    kinds = tuple(NORMS.values())
-    norms = [part for part in model.modules() if isinstance(part, kinds) and isinstance(part, nn.Module)]
+    norms = [part for part in model.modules() if isinstance(part, Norm)]
     parts["of these in norms"] = sum(parameter.numel() for norm in norms for parameter in norm.parameters())
     return parts
 
 
 def _schedule(train: TrainConfig) -> dict[str, Any]:
-    """Learning rates at telling updates; none where they depend on a last update that is not known yet."""
+    """Learning rates at telling updates; only the warm-up's where the rest hangs on the last update."""
     entry = SCHEDULES.entry(train.schedule)
-    facts: dict[str, Any] = {
+    shares = "drops" in entry.value.options and any(drop < 1 for drop in train.drops)
+    hangs_on_data = train.epochs is not None and (entry.value.needs_horizon or shares)
+    schedule = make_schedule(train, FAR if hangs_on_data else train.updates)
+    last = schedule.first if hangs_on_data else train.updates or FAR
+    updates = {1, 10, 100, schedule.first} | ({last} if last != FAR else set())
+    return {
         "schedule": entry.name,
         "equation": entry.equation,
         "peak": train.lr,
         "warmup": train.warmup,
         "last_update": train.updates,
-        "learning_rate": {},
+        "depends_on_data": hangs_on_data,
+        "learning_rate": {
+            str(update): schedule.learning_rate(update) for update in sorted(updates) if update <= last
+        },
     }
-    if train.updates is None and entry.value.needs_horizon:
-        return facts
-    shares = any(drop < 1 for drop in train.drops) and "drops" in entry.value.options
-    if train.updates is None and shares:
-        return facts
-    schedule = make_schedule(train, train.updates)
-    moments = {1, 10, 100, max(train.warmup, 1)} | ({train.updates} if train.updates else set())
-    within = sorted(update for update in moments if train.updates is None or update <= train.updates)
-    facts["learning_rate"] = {str(update): schedule.learning_rate(update) for update in within}
-    return facts
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -164,11 +163,15 @@ def as_text(facts: dict[str, Any]) -> str:
     lines += [f"    {part:<18} {count:>12,}" for part, count in parameters.items() if part != "total"]
     peak = f"peak {schedule['peak']:g}, warm-up {schedule['warmup']}"
     lines.append(f"schedule {schedule['schedule']}: {schedule['equation']}, {peak}")
-    names = {str(max(schedule["warmup"], 1)): "end of warm-up" if schedule["warmup"] else "no warm-up"}
-    if schedule["last_update"]:
-        names.setdefault(str(schedule["last_update"]), "last")
+    names: dict[str, list[str]] = {
+        str(max(schedule["warmup"], 1)): ["end of warm-up" if schedule["warmup"] else "no warm-up"]
+    }
+    if schedule["last_update"] is not None:
+        names.setdefault(str(schedule["last_update"]), []).append("last")
     for update, rate in schedule["learning_rate"].items():
-        lines.append(f"    update {int(update):>7,}  {rate:.6g}  {names.get(update, '')}".rstrip())
-    if not schedule["learning_rate"]:
-        lines.append("    depends on the last update, which follows from the data (train.epochs)")
+        lines.append(f"    update {int(update):>7,}  {rate:.6g}  {', '.join(names.get(update, []))}".rstrip())
+    if schedule["depends_on_data"]:
+        lines.append("    update    last  and the rates of the decay follow from the data (train.epochs)")
+    elif schedule["last_update"] is None:
+        lines.append("    update    last  follows from train.epochs and the data, or from train.minutes")
     return "\n".join([*lines, *(f"note: {note}" for note in facts["notes"])])

@@ -11,12 +11,12 @@ import math
 import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ..core.errors import DataError
-from ..data.corpus import Oddities, lines_of
+from ..data.corpus import Oddities, lines_of, unpacked
 
 
 def read_lines(path: str | None) -> Iterator[str]:
@@ -29,7 +29,7 @@ def read_lines(path: str | None) -> Iterator[str]:
     oddities = Oddities(shown)
     try:
         with _opened(path) as file:
-            yield from lines_of(file, shown, oddities)
+            yield from lines_of(file, shown, oddities, strict=False)
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -41,29 +41,35 @@ def read_lines(path: str | None) -> Iterator[str]:
 @contextmanager
 def _opened(path: str | None) -> Iterator[BinaryIO]:
     if path is None or path == "-":
+        # What the shell has closed is a text file that cannot be read.
+        if not sys.stdin.readable():
+            raise DataError("stdin is closed; give --input FILE")
         yield sys.stdin.buffer
         return
-    with open(path, "rb") as file:
-        if file.peek(2)[:2] != b"\x1f\x8b":
-            yield file
-            return
-        with gzip.open(file, "rb") as unpacked:
-            yield cast(BinaryIO, unpacked)
+    with unpacked(path) as file:
+        yield file
 
 
 @contextmanager
 def output(path: str | None) -> Iterator[BinaryIO]:
-    """Where lines go: a file, or stdout for None and `-`. DataError when the file cannot be written."""
+    """Where lines go: a file, compressed for `.gz`, or stdout for None and `-`. DataError if it cannot."""
     if path is None or path == "-":
         yield sys.stdout.buffer
         return
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "wb")  # noqa: SIM115 - closed below; only opening it may fail as the user's error
+        with _created(path) as file:
+            yield file
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
-    with file:
-        yield file
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _created(path: str) -> BinaryIO:
+    if path.endswith(".gz"):  # without a time in it: the same lines are the same bytes
+        return cast(BinaryIO, gzip.GzipFile(path, "wb", mtime=0))
+    return open(path, "wb")
 
 
 def write_line(file: BinaryIO, text: str) -> None:
@@ -87,5 +93,6 @@ def finite(value: Any) -> Any:
 
 
 def say(text: str) -> None:
-    """A remark on stderr, which never mixes with the lines."""
-    print(text, file=sys.stderr, flush=True)
+    """A remark on stderr, which never mixes with the lines; lines are not lost where nobody reads remarks."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

@@ -30,6 +30,8 @@ def new_config(file: str, overrides: Overrides) -> Config:
     """The configuration of a new run, `run_dir` filled in."""
     config = load(Config, file, overrides)
     if config.run_dir is not None:
+        if not config.run_dir.strip() or "\0" in config.run_dir:
+            raise ConfigError([Problem("run_dir", f"{config.run_dir!r} cannot name a directory")])
         return config
     return config.model_copy(update={"run_dir": default_run_dir(Path(file), config, overrides)})
 
@@ -38,10 +40,10 @@ def resumed_config(run: Path, overrides: Overrides) -> Config:
     """The configuration of a run that goes on: its own, with other limits. ConfigError for other changes."""
     file = config_file_of(run)
     written = load(Config, file)
-    config = load(Config, file, overrides).model_copy(update={"run_dir": str(run)})
+    config = load(Config, file, overrides)
     horizon = SCHEDULES[config.train.schedule].needs_horizon
     problems = []
-    for key, before, after in _differences(written.model_copy(update={"run_dir": str(run)}), config):
+    for key, before, after in _differences(written, config):
         if key not in CHANGEABLE:
             message = f"a run goes on with what it was started with: {before!r}, not {after!r}"
             problems.append(
@@ -56,7 +58,7 @@ def resumed_config(run: Path, overrides: Overrides) -> Config:
             )
     if problems:
         raise ConfigError(problems)
-    return config
+    return config.model_copy(update={"run_dir": str(run)})  # it may have been moved
 
 
 def run_config(run: Path) -> Config:

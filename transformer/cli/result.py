@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import CheckpointError
 from ..model.transformer import Transformer
 from ..training.checkpoint import write_atomically
 from ..training.trainer import Outcome
@@ -61,6 +62,27 @@ def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
     """Write result.json, whole or not at all; what is not a number becomes null."""
     text = json.dumps(finite(dict(result)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(run_dir / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def how_it_ended(run_dir: Path) -> str:
+    """`the run ended as diverged: REASON`, as result.json says, or that it does not say."""
+    try:
+        result = read_result(run_dir)
+        return f"the run ended as {result['status']} ({result['reason']})"
+    except (CheckpointError, KeyError):
+        return "the run did not come to an end"
+
+
+def read_result(run_dir: Path) -> dict[str, Any]:
+    """What result.json holds; CheckpointError when it is missing or no JSON object."""
+    path = run_dir / RESULT
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: no scores here ({error}); has the run ended?") from error
+    if not isinstance(result, dict):
+        raise CheckpointError(f"{path}: no scores here (not a JSON object); has the run ended?")
+    return result
 
 
 def versions() -> dict[str, str]:

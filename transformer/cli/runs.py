@@ -14,6 +14,7 @@ from ..model.transformer import Transformer
 from ..training.checkpoint import load_model_weights
 from .config import Config
 from .resolve import run_config
+from .result import RESULT, how_it_ended
 
 WEIGHTS = "model.safetensors"
 TOKENIZERS = "tokenizer"
@@ -39,23 +40,32 @@ def load_run(directory: Path, checkpoint: str | None = None, device: torch.devic
     config = run_config(directory)
     source, target = load_tokenizers(directory / TOKENIZERS)
     model = Transformer(source.size, target.size, config.model, seed=config.seed)
-    header = load_model_weights(weights_file(directory, checkpoint), model)
+    file = weights_file(directory, checkpoint)
+    if checkpoint is None and not file.exists() and (directory / RESULT).exists():
+        raise CheckpointError(f"{file}: no such file; {how_it_ended(directory)}")
+    header = load_model_weights(file, model)
     return Run(directory, config, model.to(device).eval(), source, target, header)
 
 
 def load_ensemble(
     directories: Sequence[Path], checkpoint: str | None = None, device: torch.device | None = None
 ) -> list[Run]:
-    """Runs whose models can vote together: they read and write the same subwords."""
+    """Runs whose models can vote together: they read and write the same languages in the same subwords."""
     runs = [load_run(directory, checkpoint, device) for directory in directories]
     first = runs[0]
     for run in runs[1:]:
+        ours, theirs = ((data.source, data.target) for data in (first.config.data, run.config.data))
+        if ours != theirs:
+            raise CheckpointError(
+                f"{run.directory} translates {'-'.join(theirs)}, {first.directory} {'-'.join(ours)}:"
+                " they cannot vote together"
+            )
         for side in ("source", "target"):
-            ours, theirs = (getattr(r, f"{side}_tokenizer").digest for r in (first, run))
-            if ours != theirs:
+            digests = (getattr(r, f"{side}_tokenizer").digest for r in (first, run))
+            if len(set(digests)) > 1:
                 raise CheckpointError(
                     f"{run.directory}: its {side} vocabulary is not that of {first.directory}; an ensemble"
-                    " needs one vocabulary: train both on the same text with the same data.tokenizer and seed"
+                    " needs one vocabulary: train both on the same text with the same data.tokenizer"
                 )
     return runs
 
@@ -76,8 +86,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ConfigError(f"--device {name}: {reason}; use auto, cpu, cuda or cuda:0") from None
     return device

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -27,14 +27,11 @@ from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .lines import say
 from .resolve import CHANGEABLE, CONFIG_FILE, new_config, resumed_config
-from .result import RESULT, commit, describe_result, versions, write_result
-from .runs import TOKENIZERS, WEIGHTS, pick_device
+from .result import commit, describe_result, how_it_ended, versions, write_result
+from .room import DATA_REPORT, room, settle
+from .runs import WEIGHTS, pick_device
 
-DATA_REPORT = "data.json"
 EXIT = {"completed": 0, "diverged": 3, "interrupted": INTERRUPTED}
-# What preparing data leaves behind when it is interrupted: a new run may be laid over it.
-PREPARED = {TOKENIZERS, DATA_REPORT, "log.txt"}
-WRITTEN = PREPARED | {CONFIG_FILE, RESULT, WEIGHTS, "checkpoints", "metrics.jsonl", "tensorboard"}
 PREFETCH = 4  # batches made ahead of the trainer
 
 
@@ -46,17 +43,18 @@ def main(argv: Sequence[str]) -> int:
     if (arguments.config is None) == (arguments.resume is None):
         raise ConfigError("give a configuration file, or --resume RUN (which has its own)")
     resume = arguments.resume is not None
+    if resume and arguments.overwrite:
+        raise ConfigError("--overwrite starts again, --resume goes on: give one of the two")
     overrides = arguments.overrides
     config = (
         resumed_config(arguments.resume, overrides) if resume else new_config(arguments.config, overrides)
     )
+    device = pick_device(arguments.device)
     if arguments.check:
         return _check(config, resume)
-    device = pick_device(arguments.device)
     run_dir = Path(str(config.run_dir))
-    if not resume:
-        make_room(run_dir, arguments.overwrite)
-    return train(config, run_dir, device, resume, [parser.prog, *argv])
+    with nullcontext() if resume else room(run_dir, arguments.overwrite):
+        return train(config, run_dir, device, resume, [parser.prog, *argv])
 
 
 def train(
@@ -80,7 +78,10 @@ def train(
     logbook.say(f"{model.parameter_count():,} parameters, {config.model.placement} placement, on {device}")
     trainer = wire(config, run_dir, data, model.to(device), logbook)
     if resume and ((run_dir / "checkpoints").exists() or (run_dir / WEIGHTS).exists()):
-        trainer.resume()  # a run that was stopped before it saved anything begins again
+        trainer.resume()
+    elif resume:
+        logbook.say(f"{how_it_ended(run_dir)}, and nothing was saved: beginning again with update 1")
+    settle(run_dir)
     outcome = trainer.fit()
     result = describe_result(config, outcome, model, command_line)
     write_result(run_dir, result)
@@ -120,6 +121,7 @@ def wire(config: Config, run_dir: Path, data: Prepared, model: Transformer, logb
         samples=validator.sample_text,
         metadata={"commit": commit() or "unknown", "torch": versions()["torch"], "seed": str(config.seed)},
         logbook=logbook,
+        fixed=data.digests,
     )
 
 
@@ -129,27 +131,6 @@ def _pairs(config: Config, prefix: str, split: Literal["valid", "test"]) -> list
 
 def _write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def make_room(run_dir: Path, overwrite: bool) -> None:
-    """ConfigError when the directory holds a run (`overwrite` deletes that), or anything not ours."""
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"{run_dir} is a file; choose another --run-dir")
-    held = {path.name for path in run_dir.iterdir()} - PREPARED if run_dir.is_dir() else set()
-    if CONFIG_FILE in held and overwrite and held <= WRITTEN:
-        for name in held | PREPARED:
-            path = run_dir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif CONFIG_FILE in held and not overwrite:
-        raise ConfigError(
-            f"{run_dir} already holds a run; go on with it by --resume {run_dir}, choose another --run-dir,"
-            " or give --overwrite to delete it and start again"
-        )
-    elif held:
-        foreign = sorted(held - WRITTEN if CONFIG_FILE in held else held)
-        raise ConfigError(
-            f"{run_dir} holds other things ({', '.join(foreign[:4])}); choose another --run-dir"
-        )
 
 
 def _check(config: Config, resume: bool) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -15,12 +16,16 @@ from ..core.loading import Override, load
 from ..decoding.config import DecodeConfig
 from ..decoding.translator import Translator
 from ..evaluation.metrics import corpus_metrics
-from .command import EXIT_CODES, Parser, command
+from .command import EXIT_CODES, Parser, command, whole_number
 from .config import Config
 from .describe import options_text
 from .lines import json_line, output, read_lines, say, write_line
 from .resolve import config_file_of
 from .runs import load_ensemble, pick_device
+
+T = TypeVar("T")
+
+MOST_THREADS = 1024
 
 FLAGS = {
     "--beam": ("decode.beam", "hypotheses kept by beam search; 1 is greedy"),
@@ -55,8 +60,12 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     _check_files(arguments)
     config = decode_config(arguments.run[0], arguments.overrides)
-    if config.n_best > 1 and not arguments.json:
-        raise ConfigError([Problem("decode.n_best", "more than one translation a line needs --json")])
+    if not arguments.json and config.n_best > 1:
+        if any(key == "decode.n_best" for key in map(_key, arguments.overrides)):
+            raise ConfigError([Problem("decode.n_best", "more than one translation a line needs --json")])
+        config = config.model_copy(update={"n_best": 1})
+    if arguments.threads > MOST_THREADS:
+        raise ConfigError(f"--threads {arguments.threads}: at most {MOST_THREADS}")
     device = pick_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -68,10 +77,10 @@ def main(argv: Sequence[str]) -> int:
     translator = Translator(models, first.source_tokenizer, first.target_tokenizer, config, device)
     lines: Iterable[str] = read_lines(arguments.input)
     partners = {name: _lines_of(getattr(arguments, name)) for name in ("reference", "prefix", "score")}
-    if arguments.input not in (None, "-") and any(other is not None for other in partners.values()):
+    if any(other is not None for other in partners.values()):
         lines = list(lines)
         for name, other in partners.items():
-            _same_count(len(lines), other, arguments.input, getattr(arguments, name))
+            _same_count(len(lines), other, arguments.input or "stdin", getattr(arguments, name))
     if partners["score"] is not None:
         return _score(translator, lines, partners["score"], arguments)
     return _translate(translator, lines, partners["prefix"], partners["reference"], arguments)
@@ -100,7 +109,7 @@ def _translate(
 ) -> int:
     texts: list[str] = []
     with output(arguments.output) as file:
-        for translation in translator.translate(lines, prefixes):
+        for translation in _naming(arguments.prefix, translator.translate(lines, prefixes)):
             if translation.warning:
                 say(translation.warning)
             write_line(file, json_line(translation.to_dict()) if arguments.json else translation.text)
@@ -110,7 +119,6 @@ def _translate(
                 texts.append(translation.text)
         file.flush()
     if references is not None:
-        _same_count(len(texts), references, arguments.input or "stdin", arguments.reference)
         metrics = corpus_metrics(texts, references)
         for warning in metrics.warnings:
             say(f"warning: {warning}")
@@ -123,10 +131,25 @@ def _score(
     translator: Translator, lines: Iterable[str], targets: list[str], arguments: argparse.Namespace
 ) -> int:
     with output(arguments.output) as file:
-        for score in translator.score(lines, targets):
+        for score in _naming(arguments.score, translator.score(lines, targets)):
+            if score.warning:
+                say(score.warning)
             write_line(file, json_line(score.to_dict()) if arguments.json else f"{score.log_probability:.6f}")
         file.flush()
     return 0
+
+
+def _naming(path: str | None, answers: Iterable[T]) -> Iterator[T]:
+    """The answers; a DataError about a line of the prefixes or targets says which file that is."""
+    try:
+        yield from answers
+    except DataError as error:
+        raise DataError(f"{path}: {error}" if path is not None else str(error)) from error
+
+
+def _key(override: str | Override) -> str:
+    key = override.partition("=")[0] if isinstance(override, str) else ".".join(override.path)
+    return key.strip()
 
 
 def _lines_of(path: str | None) -> list[str] | None:
@@ -141,7 +164,9 @@ def _same_count(count: int, others: list[str] | None, name: str, other_name: str
 
 
 def _check_files(arguments: argparse.Namespace) -> None:
-    """Refuse to write over what is read, and to read stdin twice."""
+    """Refuse what would be ignored, to write over what is read, and to read stdin twice."""
+    if arguments.score is not None and (arguments.prefix is not None or arguments.reference is not None):
+        raise ConfigError("--score translates nothing: it goes without --prefix and --reference")
     read = [arguments.input, arguments.reference, arguments.prefix, arguments.score]
     for path in (path for path in read if path not in (None, "-")):
         if not os.path.exists(path):
@@ -152,13 +177,6 @@ def _check_files(arguments: argparse.Namespace) -> None:
             )
     if sum(path == "-" for path in read[1:]) + (arguments.input in (None, "-")) > 1:
         raise ConfigError("stdin can be read once: give --input or the other file by name")
-
-
-def whole_number(text: str) -> int:
-    count = int(text)
-    if count < 0:
-        raise ValueError(text)
-    return count
 
 
 def _parser() -> Parser:

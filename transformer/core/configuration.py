@@ -16,9 +16,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    WithJsonSchema,
+    GetJsonSchemaHandler,
     model_validator,
 )
+from pydantic_core import CoreSchema
 from typing_extensions import Self
 
 from .errors import Problem
@@ -108,11 +109,24 @@ CountOrZero = Annotated[Int, Field(ge=0)]
 def choice(registry: Registry[Any]) -> Any:
     """A field whose value is a name of `registry`; a miss is answered with the nearest name.
 
-    The registry is read when a value is checked, so a choice registered later is legal too.
+    The registry is read when a value is checked or a schema is asked for, so a choice registered later is
+    legal, and listed, too.
     """
 
     def known(name: str) -> str:
         registry.entry(name)
         return name
 
-    return Annotated[Text, AfterValidator(known), WithJsonSchema({"type": "string", "enum": list(registry)})]
+    return Annotated[Text, AfterValidator(known), _NamesOf(registry)]
+
+
+class _NamesOf:
+    """The names of a registry as a JSON Schema."""
+
+    def __init__(self, registry: Registry[Any]) -> None:
+        self.registry = registry
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.registry)}

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from .configuration import Conflicts, Section
 from .errors import Problem
-from .options import section_at, subsection, suggestion
+from .options import subsection, suggestion
 from .reading import KeyPath
 from .registry import nearest
 
@@ -40,16 +40,21 @@ def explain_failures(
         else:
             return (None if problems else built), problems
         removed = False
+        blamed: list[tuple[KeyPath, list[KeyPath]]] = []
         for path, details in found.items():
-            for problem in _problems(section, path, details, source):
+            said = _problems(section, path, details, source)
+            blamed.append((path, [tuple(problem.path.split(".")) for problem in said]))
+            for problem in said:
                 spoken_of = set(re.findall(r"\w+", f"{problem.path} {problem.message}"))
                 is_missing = details[0]["type"] == "missing"
                 if problem not in problems and not (spoken_of & aside) and not (unread and is_missing):
                     problems.append(problem)
-        for path in found:
-            taken = _take_out(section, remaining, path)
-            removed = removed or taken is not None
-            aside.update(taken or ())
+        for path, options in blamed:
+            taken = [name for option in options for name in _take_out(section, remaining, option)]
+            if not taken:  # a conflict that names a default: the values of its section go
+                taken = _take_out(section, remaining, path)
+            removed = removed or bool(taken)
+            aside.update(taken)
         if not removed:
             return None, problems
 
@@ -90,13 +95,13 @@ def _problems(
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         return [Problem(key, "unknown option", source(path), suggestion(root, path))]
+    if first["type"] == "missing" and len(path) < len(first["loc"]):
+        return [Problem(key, "too few values" + _given(first["input"]), source(path))]
     if first["type"] == "missing":
         return [Problem(key, "required, but not given", "", f"set it in the file or with --set {key}=...")]
     error = first.get("ctx", {}).get("error")
     if isinstance(error, Conflicts):
         return [_below(path, conflict, source) for conflict in error.problems]
-    if section_at(root, path) is not None and isinstance(error, ValueError):
-        return [_below(path, _split(section_at(root, path), str(error)), source)]
     wants = list(dict.fromkeys(_want(detail) for detail in details))
     if len(wants) > 1:  # one per branch of a union
         wants = [want.partition(", got ")[0] for want in wants]
@@ -111,13 +116,6 @@ def _below(path: KeyPath, problem: Problem, source: Callable[[KeyPath], str]) ->
     return Problem(".".join(full), problem.message, source(full), problem.hint)
 
 
-def _split(section: type[Section] | None, message: str) -> Problem:
-    """A section's own words about several options belong to the first option they name."""
-    fields = section.model_fields if section is not None else {}
-    named = next((word for word in re.findall(r"\w+", message) if word in fields), "")
-    return Problem(named, message.removeprefix(f"{named}: "))
-
-
 def _want(error: ErrorDetails) -> str:
     if error["type"] == "literal_error":
         names = re.findall(r"'([^']*)'", error["ctx"]["expected"])
@@ -125,7 +123,11 @@ def _want(error: ErrorDetails) -> str:
         return f"must be one of {', '.join(names)}" + (f" (did you mean {guess!r}?)" if guess else "")
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    return error["msg"].replace("Input should be", "must be")
+    if error["type"] == "too_short":
+        return f"needs at least {error['ctx']['min_length']} value"
+    if error["type"] == "too_long":
+        return f"takes at most {error['ctx']['max_length']} values"
+    return error["msg"].replace("Input should be", "must be").replace("a valid tuple", "a list")
 
 
 def _given(value: Any) -> str:
@@ -135,15 +137,15 @@ def _given(value: Any) -> str:
     return f", got {shown if len(shown) <= 60 else shown[:57] + '...'}"
 
 
-def _take_out(root: type[Section], values: dict[str, Any], path: KeyPath) -> set[str] | None:
-    """Remove the value that `path` leads to, whole. The names of the options that went, or None."""
+def _take_out(root: type[Section], values: dict[str, Any], path: KeyPath) -> list[str]:
+    """Remove the value that `path` leads to, whole. The names of the options that went."""
     section: type[Section] | None = root
     for depth, name in enumerate(path, start=1):
         if name not in values:
-            return None
+            return []
         inner = subsection(section, name) if section is not None else None
         if inner is None or depth == len(path):
             taken = values.pop(name)
-            return {name} if inner is None else set(taken)
+            return [name] if inner is None else [name, *taken]
         section, values = inner, values[name]
-    return None
+    return []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
@@ -48,7 +47,6 @@ def section_at(root: type[Section], path: KeyPath) -> type[Section] | None:
     return section
 
 
-@lru_cache
 def options(section: type[Section]) -> tuple[Option, ...]:
     """Every option below `section`, in the order of the fields; a section's own values come first."""
     return tuple(_options(section, ()))

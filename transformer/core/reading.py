@@ -7,6 +7,7 @@ Keys are text as written: `no: x` and `2016: x` have the keys "no" and "2016".
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,19 @@ class _Loader(yaml.SafeLoader):
                 problem="aliases (*name) are not allowed: write the value out", problem_mark=mark
             )
         return super().compose_node(parent, index)
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int | float:
+        """YAML 1.1 reads `010` as 8 and `1:30` as 90: here the one is 10 and the other is refused."""
+        text = node.value.replace("_", "")
+        if ":" in text:
+            raise ValueError("a number in base 60")
+        if node.tag == _YAML + "float":
+            return self.construct_yaml_float(node)
+        return int(text, 0 if re.match("[-+]?0[xb]", text) else 10)
+
+
+_Loader.add_constructor(_YAML + "int", _Loader.construct_decimal)
+_Loader.add_constructor(_YAML + "float", _Loader.construct_decimal)
 
 
 @dataclass

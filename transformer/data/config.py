@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from ..core.configuration import Count, Positive, Probability, Section, Text
+from ..core.errors import Problem
 from .corpus import DEMO, DEMO_LANGUAGES
 from .tokenizer import TokenizerConfig
 
@@ -49,20 +50,15 @@ class DataConfig(Section):
         default=".cache", description="directory that keeps tokenizers and encoded text from run to run"
     )
 
-    @model_validator(mode="after")
-    def _makes_sense(self) -> DataConfig:
-        if problems := list(self._problems()):
-            raise ValueError("; ".join(problems))
-        return self
-
-    def _problems(self) -> Iterator[str]:
+    def conflicts(self) -> Iterator[Problem]:
         if self.source == self.target:
-            yield f"source and target are both {self.source!r}"
+            yield Problem("target", f"source and target are both {self.source!r}")
         uses_demo = [key for key, prefix in self._prefixes() if prefix == DEMO]
         if uses_demo and {self.source, self.target} != set(DEMO_LANGUAGES):
-            yield f"demo ({', '.join(uses_demo)}) has en and de, not {self.source} and {self.target}"
+            message = f"demo ({', '.join(uses_demo)}) has en and de, not {self.source} and {self.target}"
+            yield Problem(uses_demo[0], message, hint="give the prefixes of your own text, or use en and de")
         if DEMO not in self.train and self.valid == DEMO and "valid" not in self.model_fields_set:
-            yield "train is your own text, so valid needs the prefix of held-out text too"
+            yield Problem("valid", "train is your own text, so valid needs the prefix of held-out text too")
 
     def _prefixes(self) -> Iterator[tuple[str, str]]:
         yield from (("train", prefix) for prefix in self.train)

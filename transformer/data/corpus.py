@@ -15,7 +15,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
@@ -28,6 +28,7 @@ Split = Literal["train", "valid", "test"]
 
 LONGEST_LINE = 1 << 26  # bytes; a "line" beyond this is not text, and reading on would fill the memory
 _FIRST_LINES = 5
+_PIECE = 1 << 20
 
 # Looked for in the bytes, so that a clean line costs one search.
 _ODD = re.compile(rb"\x00|[\x0b\x0c\r\x1c-\x1e]|\xc2\x85|\xe2\x80[\xa8\xa9]")
@@ -35,6 +36,8 @@ INVALID = "invalid UTF-8, replaced by U+FFFD"
 NUL = "a NUL character, kept but unseen by the tokenizer"
 SEPARATOR = "a separator that is not a line end (U+2028, U+0085, lone CR and the like), kept inside the line"
 BOM = "a byte order mark at the start of the file, dropped"
+UTF16 = "a UTF-16 byte order mark, read as broken UTF-8 (convert it: iconv -f UTF-16 -t UTF-8)"
+TOO_LONG = "more bytes than any text has, cut short"
 
 
 class Pair(NamedTuple):
@@ -72,23 +75,33 @@ class Oddities:
         return texts
 
 
-def lines_of(stream: BinaryIO, name: str, oddities: Oddities | None = None) -> Iterator[str]:
+def lines_of(
+    stream: BinaryIO, name: str, oddities: Oddities | None = None, *, strict: bool = True
+) -> Iterator[str]:
     """Yield the lines of an open byte stream (a file, standard input) as text.
 
-    Raises DataError when a line is longer than `LONGEST_LINE` bytes or the text is UTF-16.
+    Raises DataError when a line is longer than `LONGEST_LINE` bytes or the text is UTF-16. Without `strict`
+    the line is cut there and the text read as it stands, so that N lines in stay N lines out; both are noted.
     """
     number = 0
     while raw := stream.readline(LONGEST_LINE + 1):
         number += 1
-        if len(raw) > LONGEST_LINE:
-            raise DataError(
-                f"{name}: line {number} is longer than {LONGEST_LINE:,} bytes; is this a text file?"
-            )
+        if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
+            if strict:
+                raise DataError(
+                    f"{name}: line {number} is longer than {LONGEST_LINE:,} bytes; is this a text file?"
+                )
+            raw = _cut(stream, raw)
+            if oddities:
+                oddities.note(TOO_LONG, number)
         if number == 1:
             if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise DataError(
-                    f"{name}: this is UTF-16 text; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"
-                )
+                if strict:
+                    raise DataError(
+                        f"{name}: this is UTF-16 text; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"
+                    )
+                if oddities:
+                    oddities.note(UTF16, 1)
             if raw.startswith(codecs.BOM_UTF8):
                 raw = raw[len(codecs.BOM_UTF8) :]
                 if oddities:
@@ -103,6 +116,18 @@ def lines_of(stream: BinaryIO, name: str, oddities: Oddities | None = None) -> I
         if oddities and (match := _ODD.search(raw)):
             _note_odd(oddities, raw, match.group(), number)
         yield text
+
+
+def _cut(stream: BinaryIO, raw: bytes) -> bytes:
+    """The first `LONGEST_LINE` bytes, ending between characters; the line's rest is read and forgotten."""
+    end = raw
+    while end and not end.endswith(b"\n"):
+        end = stream.readline(_PIECE)
+    # The byte at the cut may continue a character of at most four bytes.
+    cut = LONGEST_LINE
+    while cut > LONGEST_LINE - 3 and raw[cut] & 0xC0 == 0x80:
+        cut -= 1
+    return raw[:cut]
 
 
 def _note_odd(oddities: Oddities, raw: bytes, first: bytes, number: int) -> None:
@@ -136,20 +161,23 @@ def find(prefix: str, language: str) -> Path:
     raise DataError(f"{message}; a prefix is a path without its language, as data/multi30k/train")
 
 
+@contextmanager
+def unpacked(path: str | Path) -> Iterator[BinaryIO]:
+    """The bytes of a plain or gzip-compressed file; its first two bytes say which it is, not its name."""
+    with open(path, "rb") as raw:
+        if raw.peek(2)[:2] != b"\x1f\x8b":
+            yield raw
+            return
+        with io.BufferedReader(gzip.GzipFile(fileobj=raw), _PIECE) as stream:
+            yield stream
+
+
 def read_lines(path: str | Path, oddities: Oddities | None = None) -> Iterator[str]:
-    """Yield the lines of a plain or `.gz` file. Raises DataError with the file's name and the line."""
+    """Yield the lines of a plain or compressed file. Raises DataError with the file's name and the line."""
     path = Path(path)
     number = 0
     try:
-        with ExitStack() as stack:
-            raw = stack.enter_context(open(path, "rb"))
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            if packed and path.suffix != ".gz":
-                raise DataError(f"{path}: this file is gzip-compressed; give its name the ending .gz")
-            stream: BinaryIO = raw
-            if path.suffix == ".gz":
-                stream = io.BufferedReader(stack.enter_context(gzip.GzipFile(fileobj=raw)), 1 << 20)
+        with unpacked(path) as stream:
             for line in lines_of(stream, str(path), oddities):
                 number += 1
                 yield line

@@ -6,7 +6,7 @@ learning rate share it: it lies in a cache addressed by the hash of both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class Prepared:
     report: FilterReport
     sampler: SubwordSampler | None
     seed: int
+    digests: Mapping[str, str]  # of the text, whatever files it lies in
 
     def stream(self, tokens_per_batch: int, *, prefetch: int = 0) -> BatchStream:
         """Training batches in an order, and with subwords, that are functions of (seed, epoch)."""
@@ -82,4 +83,5 @@ def prepare(config: DataConfig, run_dir: Path, seed: int, log: Log) -> Prepared:
         sampler = SubwordSampler(
             train, *tokenizers, config.tokenizer.sampling, sides, config.max_length, seed
         )
-    return Prepared(*tokenizers, train, valid, report, sampler, seed)
+    digests = {"training text": train_text.digest, "validation text": valid_text.digest}
+    return Prepared(*tokenizers, train, valid, report, sampler, seed, digests)

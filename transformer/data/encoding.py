@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def encoded_split(
     entry, made = fetch(cache / "encoded", key, make, is_sound)
     if not made:
         log(f"{text.split}: encoded text from the cache ({entry})")
-    return EncodedCorpus.open(entry), report_of(entry)
+    # Other bytes can hold the same text, so what was odd about them is not the entry's to say.
+    return EncodedCorpus.open(entry), replace(report_of(entry), oddities=text.oddities)
 
 
 def _encode(
@@ -66,7 +68,7 @@ def _encode(
     texts: bool,
     drops: bool,
 ) -> None:
-    report = SplitReport(text.split, oddities=text.oddities, drops=drops)
+    report = SplitReport(text.split, drops=drops)
     limit = config.max_length - 1
     with CorpusWriter(folder, (tokenizers[0].size, tokenizers[1].size), texts) as writer:
         for chunk in _chunks(text.located(), _CHUNK):
@@ -122,8 +124,8 @@ def check_unknown(
         seen = Counter(c for pair in islice(text.pairs(), _CHUNK) for c in pair[number] if not c.isspace())
         unknown = [c for c, _ in seen.most_common() if not tokenizers[number].knows(c)][:10]
         raise DataError(
-            f"{100 * share:.2g} % of the {side} tokens ({language}) are unknown to the tokenizer, more than "
-            f"data.max_unknown = {100 * config.max_unknown:.2g} %; most frequent unknown characters: "
+            f"{100 * share:.3g} % of the {side} tokens ({language}) are unknown to the tokenizer, more than "
+            f"data.max_unknown = {100 * config.max_unknown:.3g} %; most frequent unknown characters: "
             f"{' '.join(unknown) or 'none in the first lines'}; was the tokenizer trained for this text? "
             "If so, raise data.tokenizer.character_coverage or set data.tokenizer.byte_fallback"
         )

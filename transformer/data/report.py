@@ -52,12 +52,12 @@ class SplitReport:
         for reason, count in self.reasons.items():
             share = 100 * count / self.read
             fate = "dropped" if self.drops else "kept, cut to the limit" if reason == TOO_LONG else "kept"
-            yield f"  {fate}: {count:,} pairs ({share:.2g} %), {reason}"
+            yield f"  {fate}: {count:,} pairs ({share:.3g} %), {reason}"
             for example in self.examples[reason]:
                 yield f"    {example}"
         for side in ("source", "target"):
             if getattr(self, f"{side}_unknown"):
-                yield f"  {100 * self.unknown_share(side):.2g} % of the {side} tokens are unknown"
+                yield f"  {100 * self.unknown_share(side):.3g} % of the {side} tokens are unknown"
         for text in self.oddities:
             yield f"  {text}"
 

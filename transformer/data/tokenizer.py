@@ -22,10 +22,10 @@ from random import Random
 from typing import Annotated, Literal
 
 import sentencepiece
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..core.configuration import Count, Int, NonNegative, Positive, Section, Text
-from ..core.errors import DataError
+from ..core.errors import DataError, Problem
 from ..core.special import BOS, EOS, PAD, UNK
 from .cleaning import clean
 from .segmentation import BPEDropout, Segmenter, UnigramSampling
@@ -86,19 +86,14 @@ class TokenizerConfig(Section):
         description="use the models in this directory (of a run, say) instead of training new ones",
     )
 
-    @model_validator(mode="after")
-    def _options_fit(self) -> TokenizerConfig:
-        if problems := list(self._problems()):
-            raise ValueError("; ".join(problems))
-        return self
-
-    def _problems(self) -> Iterator[str]:
-        if self.joint and (self.source_vocab_size or self.target_vocab_size):
-            yield "source_vocab_size and target_vocab_size need joint: false"
+    def conflicts(self) -> Iterator[Problem]:
+        for name in ("source_vocab_size", "target_vocab_size"):
+            if self.joint and getattr(self, name) is not None:
+                yield Problem(name, "one model for both sides has one size", hint="set joint: false")
         if self.sampling and self.type == "char":
-            yield "a character model has one segmentation only: sampling must be 0"
+            yield Problem("sampling", "a character model has one segmentation only: it must be 0")
         if self.type == "bpe" and self.sampling >= 1:
-            yield f"sampling = {self.sampling:g} is a dropout rate with bpe: it must be below 1"
+            yield Problem("sampling", f"{self.sampling:g} is a dropout rate with bpe: it must be below 1")
 
     def training_options(self) -> dict[str, object]:
         """The options that decide what is trained, and so what a cache or a run directory must agree on."""
@@ -186,8 +181,10 @@ class Tokenizer:
 
 
 def load_tokenizers(directory: str | Path) -> tuple[Tokenizer, Tokenizer]:
-    """Source and target tokenizer of a directory; the same object twice when they are joint."""
+    """Source and target tokenizer of a directory, or of a run; the same object twice when they are joint."""
     directory = Path(directory)
+    if (directory / "tokenizer").is_dir():
+        directory /= "tokenizer"
     if (directory / JOINT).is_file():
         joint = Tokenizer.load(directory / JOINT)
         return joint, joint

@@ -57,13 +57,17 @@ def tokenizers_for(
 
 def _kept(config: DataConfig, text: SplitText, directory: Path, log: Log) -> tuple[Tokenizer, Tokenizer]:
     """The run's own tokenizers stay, though the text may have changed: the model's ids mean their pieces."""
-    stamp = json.loads((directory / _STAMP).read_text())
+    try:
+        stamp = json.loads((directory / _STAMP).read_text(encoding="utf-8"))
+        trained_with, trained_on = dict(stamp["options"]), str(stamp["text"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{directory / _STAMP}: cut short or damaged ({error!r}); start a new run") from error
     options = config.tokenizer.training_options()
-    changed = [key for key, value in options.items() if stamp["options"].get(key) != value]
+    changed = [key for key, value in options.items() if trained_with.get(key) != value]
     if changed and config.tokenizer.path is None:
-        asked = ", ".join(f"{key} = {options[key]} (was {stamp['options'].get(key)})" for key in changed)
+        asked = ", ".join(f"{key} = {options[key]} (was {trained_with.get(key)})" for key in changed)
         raise DataError(f"{directory} was trained with other options: {asked}; use another run directory")
-    if stamp["text"] and stamp["text"] != text.digest:
+    if trained_on and trained_on != text.digest:
         log(f"the training text has changed since {directory} was trained; the run keeps its tokenizer")
     return load_tokenizers(directory)
 

@@ -48,9 +48,12 @@ class DecodeConfig(Section):
     length_penalty: choice(LENGTH_PENALTIES) = Field(  # type: ignore[valid-type]
         default="average", description="how length enters the score that ranks translations"
     )
-    alpha: NonNegative = Field(default=1.0, description="strength of the length penalty; 0 switches it off")
+    # The bounds keep every penalty a finite number: 100,000^10 = 1e50.
+    alpha: Annotated[Float, Field(ge=0, le=10)] = Field(
+        default=1.0, description="strength of the length penalty; 0 switches it off"
+    )
     min_length: CountOrZero = Field(default=0, description="fewest subwords of a translation")
-    max_length: Count = Field(
+    max_length: Annotated[Count, Field(le=100_000)] = Field(
         default=512, description="most subwords of a translation, whatever the source's length"
     )
     max_length_ratio: NonNegative = Field(
@@ -105,8 +108,8 @@ class DecodeConfig(Section):
 
     def longest(self, source_length: int) -> int:
         """Most subwords of the translation of `source_length` subwords; at least one."""
-        allowed = min(self.max_length, int(self.max_length_ratio * source_length) + self.max_length_extra)
-        return max(allowed, 1)
+        scaled = int(min(self.max_length_ratio * source_length, self.max_length))  # the product may be inf
+        return max(min(scaled + self.max_length_extra, self.max_length), 1)
 
 
 @SEARCHES.register(

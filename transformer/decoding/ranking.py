@@ -6,6 +6,8 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError
 
+NOT_NUMBERS = "the model's probabilities are not numbers; its training has diverged"
+
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row (R, N), descending, of equal ones the first: values and indices (R, k).
@@ -17,7 +19,7 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     more = min(k + 1, values.shape[1])
     top, indices = values.topk(more, dim=1)
     if bool(top[:, 0].isnan().any()):
-        raise CheckpointError("the model's probabilities are not numbers; its training has diverged")
+        raise CheckpointError(NOT_NUMBERS)
     if more > k:
         # A tie across the k-th place: topk chose among equals as it liked.
         tied = (top[:, k - 1] == top[:, k]) & top[:, k].isfinite()
@@ -37,5 +39,5 @@ def first_largest(values: Tensor) -> tuple[Tensor, Tensor]:
     """`largest` of k = 1 without its column: values (R,) and indices (R,)."""
     top, indices = values.max(dim=1)  # documented to return the first of equals
     if bool(top.isnan().any()):
-        raise CheckpointError("the model's probabilities are not numbers; its training has diverged")
+        raise CheckpointError(NOT_NUMBERS)
     return top, indices

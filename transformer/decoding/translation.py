@@ -74,20 +74,37 @@ class Score:
     """How probable the model finds a given translation.
 
     `token_log_probabilities` has a number for each of `tokens`, then one for EOS; `log_probability` is their
-    sum, `score` the sum under the length penalty.
+    sum, `score` the sum under the length penalty. `status`: `ok`; `blank`, where the source is;
+    `truncated`, where the model saw only its first `source_tokens` subwords. `number` counts from 0.
     """
 
+    number: int
     source: str
     target: str
     score: float
     log_probability: float
     tokens: tuple[str, ...]
     token_log_probabilities: tuple[float, ...]
+    status: Status
+    source_tokens: int
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell the user about this line, which stderr counts from 1."""
+        if self.status == "truncated":
+            return (
+                f"line {self.number + 1}: the source is too long; the target is scored against its first"
+                f" {self.source_tokens} subwords (decode.max_source_length)"
+            )
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         return {
+            "number": self.number,
             "source": self.source,
             "target": self.target,
+            "status": self.status,
+            "source_tokens": self.source_tokens,
             "score": self.score,
             "log_probability": self.log_probability,
             "tokens": list(self.tokens),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ from torch import Tensor
 from ..core.errors import CheckpointError, DataError
 from ..core.special import BOS, EOS, PAD
 from ..model.transformer import Transformer
-from ..modules.embeddings import LearnedPositions
+from ..modules.embeddings import POSITIONS
 from ..modules.precision import autocast, resolve_precision
 from .config import SEARCHES, DecodeConfig
 from .hypothesis import Hypothesis
 from .limits import Limits
 from .next_token import Ensemble, ModelNextToken, NextToken
 from .penalties import LENGTH_PENALTIES
+from .ranking import NOT_NUMBERS
 from .translation import Score, Status, TextHypothesis, Translation
 
 # No subword is longer on average; what lies beyond is cut off before the tokenizer spends time on it.
@@ -81,8 +83,8 @@ class Translator:
         self.model: NextToken = members[0] if len(members) == 1 else Ensemble(members)
         self.dtype = resolve_precision(config.precision, self.device)
         # EOS closes the source, BOS opens the target: each takes one position.
-        self.max_source = min(config.max_source_length, *(_positions(m, "source") - 1 for m in models))
-        self.max_target = min(config.max_length, *(_positions(m, "target") - 1 for m in models))
+        self.max_source = min(config.max_source_length, *(_positions(model) - 1 for model in models))
+        self.max_target = min(config.max_length, *(_positions(model) - 1 for model in models))
 
     def translate(self, lines: Iterable[str], prefixes: Iterable[str] | None = None) -> Iterator[Translation]:
         """Yield one Translation per line, in order, as chunks are done.
@@ -101,7 +103,8 @@ class Translator:
         """Yield log p(target | source) of each pair, in order; the target's EOS counts.
 
         A long source is cut as in translation; a blank source or target is scored as it stands.
-        Raises DataError when the two are not equally many, or a target is longer than `max_length`.
+        Raises DataError when the two are not equally many, or a target is longer than `max_length`;
+        CheckpointError when the model's output is not a number.
         """
         pairs = _paired(sources, targets, "sources", "targets")
         for chunk in _chunks(pairs, self.config.chunk_lines):
@@ -132,13 +135,18 @@ class Translator:
                 for line, row in zip(batch, log_probs.tolist(), strict=True):
                     each = row[: len(line.prefix) + 1]
                     total = sum(each)
+                    if math.isnan(total):
+                        raise CheckpointError(NOT_NUMBERS)
                     scores[line.number] = Score(
+                        number=line.number,
                         source=line.text,
                         target=chunk[line.number - chunk[0][0]][2],
                         score=total / penalty(len(each), self.config.alpha),
                         log_probability=total,
                         tokens=tuple(self.target_tokenizer.pieces(line.prefix)),
                         token_log_probabilities=tuple(each),
+                        status=line.status,
+                        source_tokens=len(line.source),
                     )
         return [scores[line.number] for line in lines]
 
@@ -227,11 +235,10 @@ def _check_size(index: int, side: str, model: int, tokenizer: int) -> None:
         )
 
 
-def _positions(model: Transformer, side: str) -> int:
-    """How many positions the model can count; sinusoids have no end."""
-    embedding = model.source_embedding if side == "source" else model.target_embedding
-    positions = embedding.positions
-    return len(positions.weight) if isinstance(positions, LearnedPositions) else sys.maxsize
+def _positions(model: Transformer) -> int:
+    """How many positions the model can count, on either side."""
+    limited = POSITIONS[model.config.positions].limited
+    return model.config.max_length if limited else sys.maxsize
 
 
 def _paired(

@@ -61,7 +61,11 @@ class Sampling:
 
         A row that allows no token gives NaN.
         """
-        logits = log_probs.double() / self.temperature
+        logits = log_probs.double()
+        # The likeliest token is at 0 whatever it is divided by, and no reciprocal of the divisor overflows.
+        numbers = torch.finfo(logits.dtype)
+        logits = logits - logits.amax(dim=1, keepdim=True).clamp(min=numbers.min)
+        logits = logits / max(self.temperature, numbers.tiny)
         if 0 < self.top_k < logits.shape[1]:
             _, indices = largest(logits, self.top_k)
             kept = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, indices, True)

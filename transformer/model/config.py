@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..core.configuration import Count, CountOrZero, Positive, Probability, Section, choice
+from ..core.errors import Problem
 from ..modules.embeddings import POSITIONS
 from ..modules.feedforward import ACTIVATIONS
 from ..modules.norms import NORMS
 from ..modules.placements import PLACEMENTS
 
 Stack = Literal["encoder", "decoder"]
+DEEPEST = 10_000  # layers; every one is built as an object, so a slip of the finger would fill the memory
 Tying = Literal["none", "source_target", "target_output", "all"]
 
 
@@ -32,8 +34,8 @@ class ModelConfig(Section):
     d_model: Count = Field(512, description="width of the residual stream; even, and a multiple of `heads`")
     heads: Count = Field(8, description="attention heads")
     d_ff: Count = Field(2048, description="width of the feed-forward's hidden layer")
-    encoder_layers: CountOrZero = Field(6, description="depth of the encoder")
-    decoder_layers: Count = Field(6, description="depth of the decoder")
+    encoder_layers: CountOrZero = Field(6, le=DEEPEST, description="depth of the encoder")
+    decoder_layers: Count = Field(6, le=DEEPEST, description="depth of the decoder")
     activation: choice(ACTIVATIONS) = Field("relu", description="of the feed-forward")  # type: ignore[valid-type]
     positions: choice(POSITIONS) = Field("sinusoidal", description="how positions enter")  # type: ignore[valid-type]
     max_length: Count = Field(1024, description="rows of the position table; a limit only if learned")
@@ -46,17 +48,14 @@ class ModelConfig(Section):
     attention_dropout: Probability = Field(0.0, description="on attention weights")
     activation_dropout: Probability = Field(0.0, description="on the feed-forward's hidden layer")
 
-    @model_validator(mode="after")
-    def _shapes_fit(self) -> ModelConfig:
-        if problems := list(self._problems()):
-            raise ValueError("; ".join(problems))
-        return self
-
-    def _problems(self) -> Iterator[str]:
+    def conflicts(self) -> Iterator[Problem]:
         if self.d_model % self.heads:
-            yield f"heads = {self.heads} does not divide d_model = {self.d_model}"
+            yield Problem("heads", f"{self.heads} does not divide d_model = {self.d_model}")
         if self.d_model % 2:
-            yield f"d_model = {self.d_model} is odd: sinusoids come in pairs"
+            yield Problem("d_model", f"{self.d_model} is odd: sinusoids come in pairs")
+        if POSITIONS[self.positions].limited and self.max_length < 2:
+            message = f"{self.max_length} row of {self.positions} positions leaves no room for a word"
+            yield Problem("max_length", message)
 
     def placement_of(self, stack: Stack) -> str:
         return str(self.decoder_placement or self.placement) if stack == "decoder" else str(self.placement)

@@ -28,8 +28,8 @@ class Transformer(nn.Module):
     `Transformer(8000, 8000, placement="post", norm="rms", d_model=256)` builds ModelConfig from the flags;
     a ModelConfig may be given instead. Initial values depend on (`seed`, parameter name) only.
 
-    Raises ConfigError when both are given, or the vocabularies cannot share a matrix the tying asks for;
-    pydantic's ValidationError for a flag that is unknown or out of range.
+    Raises ConfigError when both are given, the vocabularies cannot share a matrix the tying asks for, or the
+    memory does not hold the model; pydantic's ValidationError for a flag that is unknown or out of range.
     Source: Vaswani et al. 2017, figure 1; the placements' own papers for everything about norms.
     """
 
@@ -54,16 +54,29 @@ class Transformer(nn.Module):
             message = f"{config.tie_embeddings!r} needs one vocabulary, got two of {sizes}"
             raise ConfigError([Problem("model.tie_embeddings", message, hint="use a joint tokenizer")])
         self.source_vocab, self.target_vocab = source_vocab, target_vocab
+        try:
+            self._build(config)
+            initialize(self, seed)
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            raise ConfigError([self._too_large(error)]) from error
 
-        source = nn.Embedding(source_vocab, config.d_model, padding_idx=PAD)
+    def _build(self, config: ModelConfig) -> None:
+        source = nn.Embedding(self.source_vocab, config.d_model, padding_idx=PAD)
         joint = config.joint_vocabulary
-        target = source if joint else nn.Embedding(target_vocab, config.d_model, padding_idx=PAD)
+        target = source if joint else nn.Embedding(self.target_vocab, config.d_model, padding_idx=PAD)
         self.source_embedding = self._embedding(source)
         self.target_embedding = self._embedding(target)
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         tied = config.tie_embeddings in ("target_output", "all")
-        self.output = None if tied else nn.Linear(config.d_model, target_vocab, bias=False)
-        initialize(self, seed)
+        self.output = None if tied else nn.Linear(config.d_model, self.target_vocab, bias=False)
+
+    def _too_large(self, error: Exception) -> Problem:
+        """Torch's refusal to allocate, with the sizes that were asked for."""
+        c = self.config
+        sizes = f"d_model = {c.d_model}, d_ff = {c.d_ff}, {c.encoder_layers} + {c.decoder_layers} layers"
+        tables = f"vocabularies of {self.source_vocab} and {self.target_vocab}, max_length = {c.max_length}"
+        reason = str(error).partition("\n")[0]
+        return Problem("model", f"cannot be built with {sizes}, {tables}: {reason}", hint="ask for less")
 
     def _embedding(self, tokens: nn.Embedding) -> Embedding:
         config = self.config

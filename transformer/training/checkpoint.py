@@ -11,7 +11,8 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tied = json.loads(metadata.pop(TIED, "{}"))
+        return tensors | {name: tensors[kept] for name, kept in tied.items()}, metadata
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file{_others(path)}") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: cut short or not a weights file ({error}); it cannot be used{_others(path)}"
         ) from error
-    tied = json.loads(metadata.pop(TIED, "{}"))
-    return tensors | {name: tensors[kept] for name, kept in tied.items()}, metadata
 
 
 def load_model_weights(path: Path, model: nn.Module) -> dict[str, str]:
@@ -164,21 +165,34 @@ def load_training(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return weights, state
 
 
+@contextmanager
+def intact(directory: Path) -> Iterator[None]:
+    """A context in which a trainer takes its state from `directory`; CheckpointError if some is missing."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        path = directory / STATE
+        raise CheckpointError(f"{path}: not a whole trainer state ({error!r}){_others(path)}") from error
+
+
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], source: Path) -> None:
-    """CheckpointError for the first thing that a resumed run may not change and did."""
+    """CheckpointError for the first thing that a resumed run may not change and did.
+
+    What an older version did not write down is not compared.
+    """
     for name, value in now.items():
-        if before.get(name) != value:
+        if name in before and before[name] != value:
             raise CheckpointError(
-                f"{source}: written with {name} = {before.get(name)}, now it is {value};"
+                f"{source}: written with {name} = {_brief(before[name])}, now it is {_brief(value)};"
                 " a run can only go on with what it was started with"
             )
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary name beside `path`, flush it, rename. An old file survives failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path, f".{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -189,7 +203,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             " Is the disk full or read-only?"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
     _sync_directory(path.parent)
 
 
@@ -213,6 +228,11 @@ def _sync_directory(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 64 else f"{text[:12]}..."
 
 
 def _others(path: Path) -> str:

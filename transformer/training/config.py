@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, StrictBool, model_validator
@@ -15,6 +16,7 @@ from ..core.configuration import (
     Section,
     choice,
 )
+from ..core.errors import Problem
 from .optimizers import OPTIMIZERS
 from .schedules import SCHEDULES
 
@@ -109,46 +111,35 @@ class TrainConfig(Section):
     @classmethod
     def _with_a_limit(cls, data: Any) -> Any:
         """Training ends: without any limit the default one is written into the configuration."""
-        limits = ("updates", "epochs", "minutes")
-        if not isinstance(data, dict) or any(data.get(key) is not None for key in limits):
+        if not isinstance(data, dict) or any(key in data for key in ("updates", "epochs", "minutes")):
             return data
-        if any(key in data for key in limits):
-            raise ValueError("no limit is left; give one of train.updates, train.epochs and train.minutes")
         return {**data, "updates": DEFAULT_UPDATES}
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> TrainConfig:
+    def conflicts(self) -> Iterator[Problem]:
         kind = SCHEDULES[self.schedule]
-        problems = []
-        if self.warmup_init_lr > self.lr:
-            problems.append(
-                f"warmup_init_lr {self.warmup_init_lr:g} is above lr {self.lr:g}; warm-up must not fall"
-            )
-        if self.floor > self.lr:
-            problems.append(f"floor {self.floor:g} is above lr {self.lr:g}")
         known = self.updates is not None or self.epochs is not None
+        if not known and self.minutes is None:
+            yield Problem("updates", "no limit is left", hint="give one of updates, epochs and minutes")
+        if self.warmup_init_lr > self.lr:
+            message = f"warmup_init_lr {self.warmup_init_lr:g} is above lr {self.lr:g}; warm-up must not fall"
+            yield Problem("warmup_init_lr", message)
+        if self.floor > self.lr:
+            yield Problem("floor", f"floor {self.floor:g} is above lr {self.lr:g}")
         if kind.needs_horizon and not known:
-            problems.append(
-                f"schedule {self.schedule} needs the number of updates; give updates or epochs beside minutes"
-            )
-        if self.schedule == "step" and not known and any(drop < 1 for drop in self.drops):
-            problems.append("drops: a share of the run needs the number of updates; give updates or epochs")
+            message = f"schedule {self.schedule} needs the number of updates"
+            yield Problem("schedule", message, hint="give updates or epochs beside minutes")
+        if "drops" in kind.options and not known and any(drop < 1 for drop in self.drops):
+            message = "a share of the run needs the number of updates"
+            yield Problem("drops", message, hint="give updates or epochs, or write the drops as updates")
         if "timescale" in kind.options and self.timescale < self.warmup:
-            problems.append(
-                f"timescale {self.timescale} is below warmup {self.warmup}, so the peak is never reached;"
-                " raise timescale to the warm-up at least"
-            )
+            message = f"timescale {self.timescale} is below warmup {self.warmup}: the peak is never reached"
+            yield Problem("timescale", message, hint="raise timescale to the warm-up at least")
         if kind.needs_horizon and self.updates is not None and self.warmup >= self.updates:
-            problems.append(
-                f"warmup {self.warmup} leaves no update of {self.updates} for the {self.schedule} decay"
-            )
+            message = f"warmup {self.warmup} leaves no update of {self.updates} for the {self.schedule} decay"
+            yield Problem("warmup", message)
         if self.metric == "bleu" and not self.validate_bleu:
-            problems.append(
-                "metric is bleu, but validate_bleu is off; set metric: loss or validate_bleu: true"
-            )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+            message = "metric is bleu, but validate_bleu is off"
+            yield Problem("metric", message, hint="set metric: loss or validate_bleu: true")
 
     def fixed(self) -> dict[str, object]:
         """Options that cannot change on resuming: the optimizer's state and the data's order hang on them."""

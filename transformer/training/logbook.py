@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ class Logbook:
     """Writes what happens in a run to its directory and to stderr.
 
     On a terminal there is a progress bar and lines are printed above it; elsewhere there are plain lines.
+    A console that goes away (a closed pipe, a full disk behind it) ends its part, and nothing else.
     `tensorboard=False` leaves the event files out.
     """
 
@@ -48,12 +49,15 @@ class Logbook:
             os.truncate(self.metrics_path, position)
         if self.tensorboard:
             self.events = _summary_writer(self.run_dir / "tensorboard", update)
-        if not self.quiet and sys.stderr.isatty():
+        self._show(lambda: self._open_bar(update, total))
+
+    def _open_bar(self, update: int, total: int | None) -> None:
+        if sys.stderr.isatty():
             self.bar = tqdm(total=total, initial=update, unit="update", dynamic_ncols=True, smoothing=0.05)
 
     def close(self) -> None:
         if self.bar is not None:
-            self.bar.close()
+            self._show(self.bar.close)
             self.bar = None
         if self.events is not None:
             self.events.close()
@@ -64,18 +68,33 @@ class Logbook:
         return self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
 
     def say(self, text: str) -> None:
-        """A line for people: console and log.txt."""
+        """A line for people: log.txt and console."""
+        self._write(text)
         if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
-        elif not self.quiet:
-            print(text, file=sys.stderr, flush=True)
-        with open(self.run_dir / "log.txt", "a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+            self._show(lambda: tqdm.write(text, file=sys.stderr))
+        else:
+            self._show(lambda: print(text, file=sys.stderr, flush=True))
 
     def tick(self, update: int) -> None:
         """Move the progress bar."""
-        if self.bar is not None:
-            self.bar.update(update - self.bar.n)
+        if (bar := self.bar) is not None:
+            self._show(lambda: bar.update(update - bar.n))
+
+    def _write(self, text: str) -> None:
+        with open(self.run_dir / "log.txt", "a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    def _show(self, write: Callable[[], object]) -> None:
+        """Write to the console. Once that is gone it is left alone: the run goes on without it."""
+        if self.quiet:
+            return
+        try:
+            write()
+        except (OSError, ValueError) as error:
+            self.quiet = True
+            if self.bar is not None:
+                self.bar.disable, self.bar = True, None
+            self._write(f"the console cannot be written ({error}); only this file tells what happens")
 
     def record(self, update: int, values: Mapping[str, float | int], text: str) -> None:
         """Numbers of one update: a line for people, an object in metrics.jsonl, points in TensorBoard.

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from types import FrameType
 from typing import Any, Literal
@@ -174,5 +175,8 @@ class Interruption:
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.name = signal.Signals(number).name
         # The bare descriptor: a handler may run while the log or the progress bar is being written.
-        os.write(2, f"\n{self.name}: finishing this update, then saving; once more stops at once\n".encode())
+        with suppress(OSError):  # nobody need be listening
+            os.write(
+                2, f"\n{self.name}: finishing this update, then saving; once more stops at once\n".encode()
+            )
         self.__exit__()

@@ -13,7 +13,7 @@ from ..core.errors import ConfigError
 from ..core.seeding import derive_seed
 from ..model.transformer import Transformer
 from ..modules.precision import autocast, resolve_precision
-from .checkpoint import WEIGHTS, load_model_weights, load_training, require_same, save_training, set_weights
+from .checkpoint import intact, load_model_weights, load_training, require_same, save_training, set_weights
 from .config import TrainConfig
 from .divergence import Diverged, stop_broken, stop_if_not_finite, stop_if_stalled
 from .limits import Limits, Stream, updates_of
@@ -35,8 +35,8 @@ class Trainer:
     `validate(model)` returns at least `loss`, and `bleu` when `config.metric` is bleu; the model is in
     evaluation mode and without gradients. `samples()` gives text for TensorBoard after a validation.
     `unigram_loss` is the entropy in nats of the training targets' token distribution
-    (`divergence.stop_if_stalled`). `metadata` goes into the header of every weights file.
-
+    (`divergence.stop_if_stalled`). `metadata` goes into the header of every weights file. `fixed` is what may
+    not be different when the run is resumed.
     In float32 on a CPU a run is a function of (seed, configuration, data): dropout draws from a generator
     that is seeded anew for each update, so a resumed run is the straight one bit for bit.
     """
@@ -54,6 +54,7 @@ class Trainer:
         samples: Callable[[], str] | None = None,
         metadata: Mapping[str, str] | None = None,
         logbook: Logbook | None = None,
+        fixed: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.stream, self.config, self.run_dir = model, stream, config, run_dir
         self.validator, self.samples, self.seed, self.unigram_loss = validate, samples, seed, unigram_loss
@@ -69,10 +70,10 @@ class Trainer:
         self.shelf = Shelf(run_dir, config, metadata or {})
         self.logbook = Logbook(run_dir) if logbook is None else logbook
         self.logged = 0  # bytes of metrics.jsonl at the resumed update
-        # What a resumed run must have in common with the run it goes on with.
-        self.fixed = {**config.fixed(), "seed": seed, "batches in epoch 1": stream.batches_in(1)}
-        self.saved = -1  # update of checkpoints/last
+        first_epoch = {"batches in epoch 1": stream.batches_in(1)}
+        self.fixed = {**config.fixed(), "seed": seed, **(fixed or {}), **first_epoch}
         self.progress, self.window, self.watch = Progress(), Window(self.device), Stopwatch()
+        self.saved = -1  # update of checkpoints/last
 
     # --- one update
 
@@ -123,10 +124,10 @@ class Trainer:
                         self.save()
                 if self.saved != self.progress.update:
                     self.save()
-                if not reason:
-                    return self._interrupted(interruption.name)
-                self._finish()
+            if reason and not interruption.name:
+                self._finish()  # a signal stops this at once: resumed, the run ends again
                 return self._outcome("completed", reason)
+            return self._interrupted(interruption.name)
         except Diverged as diverged:
             return self._outcome("diverged", str(diverged))
         finally:
@@ -200,14 +201,15 @@ class Trainer:
 
     def resume(self) -> None:
         """Load checkpoints/last, so that `fit` goes on from there. CheckpointError if it cannot be used."""
-        weights, state = load_training(self.shelf.last)
-        require_same(state["fixed"], self.fixed, self.shelf.last)
-        set_weights(self.model, weights, str(self.shelf.last / WEIGHTS))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.progress = Progress.from_state(state["progress"])
-        self.window.load_state_dict(state["window"])
-        self.logged, self.saved = state["logged"], self.progress.update
+        with intact(self.shelf.last):
+            weights, state = load_training(self.shelf.last)
+            require_same(state["fixed"], self.fixed, self.shelf.last)
+            set_weights(self.model, weights, str(self.shelf.last))
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.progress = Progress.from_state(state["progress"])
+            self.window.load_state_dict(state["window"])
+            self.logged, self.saved = state["logged"], self.progress.update
         self.shelf.reopen(self.progress)
 
     # --- beginning and ends

@@ -1,0 +1,95 @@
+"""python -m transformer explain: norms, rates and sizes are what training will have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transformer.__main__ import main as toolkit
+from transformer.cli.config import Config
+from transformer.core.errors import ConfigError
+from transformer.model.transformer import Transformer
+from transformer.training.schedules import make_schedule
+
+Capture = pytest.CaptureFixture[str]
+
+
+def facts(capsys: Capture, *arguments: str) -> dict[str, Any]:
+    assert toolkit(["explain", *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def text(capsys: Capture, *arguments: str) -> str:
+    assert toolkit(["explain", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_what_does_not_normalise_is_no_norm(config: str, capsys: Capture) -> None:
+    nothing = facts(capsys, config, "--norm", "none")
+    assert nothing["norms"] == nothing["encoder"]["norms"] == nothing["parameters"]["of these in norms"] == 0
+    assert nothing["encoder"]["final_norm"] is nothing["decoder"]["final_norm"] is False
+    plain = facts(capsys, config, "--norm", "layer_simple")
+    assert (plain["norms"], plain["decoder"]["final_norm"]) == (7, True), "a norm may have no parameters"
+    mixed = facts(capsys, config, "--set", "model.decoder_norm=none")
+    assert (mixed["encoder"]["norms"], mixed["decoder"]["norms"]) == (3, 0)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "step"])
+def test_the_warm_up_does_not_wait_for_the_last_update(config: str, schedule: str, capsys: Capture) -> None:
+    epochs = ["--set", "train.updates=null", "--set", "train.epochs=3", "--warmup", "40"]
+    arguments = [config, "--set", f"train.schedule={schedule}", *epochs]
+    rates = facts(capsys, *arguments)["schedule"]["learning_rate"]
+    assert list(rates) == ["1", "10", "40"]
+    train = Config.model_validate(
+        {"train": {"schedule": schedule, "epochs": 3, "warmup": 40, "lr": 0.01}}
+    ).train
+    for last in (100, 100_000):
+        schedule_of_run = make_schedule(train, last)
+        assert rates == {update: schedule_of_run.learning_rate(int(update)) for update in rates}
+    shown = text(capsys, *arguments)
+    assert "40  0.01  end of warm-up" in shown
+    assert "last  and the rates of the decay follow from the data (train.epochs)" in shown
+
+
+@pytest.mark.parametrize("limit", ["train.epochs", "train.minutes"])
+def test_a_last_update_that_is_not_known_is_said_to_be(config: str, limit: str, capsys: Capture) -> None:
+    shown = text(capsys, config, "--set", "train.updates=null", "--set", f"{limit}=3")
+    assert "last  follows from train.epochs and the data, or from train.minutes" in shown
+
+
+def test_the_last_update_keeps_its_name_where_the_warm_up_ends(config: str, capsys: Capture) -> None:
+    arguments = [config, "--set", "train.schedule=constant", "--set", "train.updates=40"]
+    assert "end of warm-up, last\n" in text(capsys, *arguments, "--warmup", "40")
+    assert "no warm-up, last\n" in text(capsys, *arguments, "--warmup", "0", "--set", "train.updates=1")
+
+
+def test_a_model_that_fits_no_memory_is_counted(config: str, capsys: Capture) -> None:
+    count = facts(capsys, config, "--set", "model.d_ff=1000000000000")["parameters"]["total"]
+    assert count > 2 * 2 * 16 * 10**12
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["data.tokenizer.vocab_size", "model.max_length", "model.d_ff", "model.d_model", "model.encoder_layers"],
+)
+def test_an_absurd_size_is_refused_with_the_size(config: str, option: str, capsys: Capture) -> None:
+    size = str(2**63 - 2)
+    assert toolkit(["explain", config, "--set", f"{option}={size}"]) == 2
+    assert size in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_built_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match=rf"model: cannot be built with d_model = 16, .* {2**62} and 8"):
+        Transformer(2**62, 8, d_model=16, heads=2, d_ff=16)
+
+
+def test_the_tokenizer_may_be_that_of_a_run(config: str, run: Path, capsys: Capture) -> None:
+    sizes = [
+        facts(capsys, config, "--set", f"data.tokenizer.path={p}")["vocabulary"]
+        for p in (run, run / "tokenizer")
+    ]
+    assert sizes[0] == sizes[1] == facts(capsys, str(run))["vocabulary"]

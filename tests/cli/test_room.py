@@ -1,0 +1,94 @@
+"""What a new run does with a directory that holds something, and what a start that fails leaves there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from transformer.cli.average import main as average
+from transformer.cli.room import room, settle
+from transformer.cli.train import main as train
+from transformer.core.errors import ConfigError
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def old_run(folder: Path) -> Path:
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "model.safetensors", "checkpoints/best.safetensors"):
+        (folder / name).write_text(f"old {name}")
+    return folder
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.test.x"])
+def test_an_overwrite_that_fails_before_training_leaves_the_old_run(
+    run: Path, config: str, tmp_path: Path, key: str
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    before = tree(old)
+    assert train([config, "--run-dir", str(old), "--overwrite", "--set", f"{key}={tmp_path}/typo"]) == 1
+    assert tree(old) == before
+
+
+def test_a_failed_start_leaves_nothing_that_the_next_one_uses(
+    config: str, folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    other = f"data.train={folder}/valid"
+    bad = ["--set", other, "--set", "data.tokenizer.vocab_size=30", "--set", "data.max_length=1"]
+    assert train([config, "--run-dir", str(run), *bad]) == 1
+    assert (run / "tokenizer").is_dir()
+    for name in ("run", "fresh"):
+        assert train([config, "--run-dir", str(tmp_path / name), "--set", "train.updates=1"]) == 0
+    (ours,), (fresh,) = (list((tmp_path / name / "tokenizer").glob("*.model")) for name in ("run", "fresh"))
+    assert ours.read_bytes() == fresh.read_bytes()
+
+
+def test_a_start_that_was_killed_gives_the_old_run_back(tmp_path: Path) -> None:
+    old = old_run(tmp_path / "run")
+    before = tree(old)
+    dead = room(old, overwrite=True)
+    dead.__enter__()
+    (old / "config.yaml").write_text("new")
+    with pytest.raises(ConfigError, match="already holds a run"), room(old, overwrite=False):
+        pass
+    assert tree(old) == before
+    dead.gen.close()  # type: ignore[attr-defined]
+
+
+def test_once_settled_the_old_run_is_gone_whatever_happens_then(tmp_path: Path) -> None:
+    old = old_run(tmp_path / "run")
+
+    def begin_and_fail() -> None:
+        with room(old, overwrite=True):
+            (old / "config.yaml").write_text("new")
+            settle(old)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin_and_fail()
+    assert tree(old) == {"config.yaml": b"new"}
+
+
+def test_what_average_and_a_killed_write_leave_does_not_block_overwriting(run: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    assert average([str(old)]) == 0
+    assert (old / "checkpoints" / "averaged.safetensors").is_file()
+    (old / "result.json.17.partial").touch()
+    with room(old, overwrite=True):
+        settle(old)
+    assert not list(old.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\0b", "/dev/null/x"])
+def test_a_directory_that_cannot_be_is_explained(
+    config: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train([config, "--run-dir", name]) in (1, 2)
+    assert capsys.readouterr().err.startswith(("error: invalid configuration", "error: /dev/null"))

@@ -1,0 +1,108 @@
+"""Consoles that go away, disks that fill up, streams that the shell has closed, and signals."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from transformer.__main__ import main as toolkit
+from transformer.cli.train import main as train
+from transformer.cli.translate import main as translate
+from transformer.training.trainer import Trainer
+
+Capture = pytest.CaptureFixture[str]
+full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+
+
+class Broken(io.StringIO):
+    """A pipe whose reader has gone after `lines` writes."""
+
+    def __init__(self, lines: int) -> None:
+        super().__init__()
+        self.left = lines
+
+    def write(self, text: str) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise BrokenPipeError(32, "Broken pipe")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("lines", [0, 9])
+def test_training_survives_the_loss_of_its_console(
+    config: str, run: Path, tmp_path: Path, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Broken(lines))
+    assert train([config, "--run-dir", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "completed"
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("the console cannot be written") == 1
+    assert log.count("\n") == (run / "log.txt").read_text().count("\n") + 1
+
+
+@full_disk
+def test_a_full_disk_is_an_error_and_not_a_traceback(
+    run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert translate([str(run), "--input", str(folder / "valid.en"), "--output", "/dev/full"]) == 1
+    assert capsys.readouterr().err == "error: /dev/full: cannot be written: No space left on device\n"
+    with monkeypatch.context() as patch, open("/dev/full", "w") as full:
+        patch.setattr(sys, "stdout", full)
+        assert toolkit(["list", "norms"]) == 1
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_closed_streams_are_errors_only_where_they_are_used(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    arguments = [str(run), "--input", str(folder / "valid.en"), "--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        for name in ("stdin", "stdout", "stderr"):
+            patch.setattr(sys, name, None)
+        assert translate(arguments) == 0
+        assert translate(arguments[:1]) == 1
+        assert toolkit(["list", "norms"]) == 1
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            stream.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", None)
+        assert translate([str(run)]) == 1
+        assert "stdin is closed" in capsys.readouterr().err
+        sys.stdin.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_sigterm_while_data_is_prepared_is_an_interruption(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("transformer.cli.train.prepare", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert train([config, "--run-dir", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_sigterm_at_the_end_stops_at_once_and_the_run_can_end_again(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_finish", lambda _: signal.raise_signal(signal.SIGTERM))
+        assert train([config, "--run-dir", str(run)]) == 130
+    assert train(["--resume", str(run)]) == 0
+    assert json.loads((run / "result.json").read_text())["status"] == "completed"
+
+
+def test_output_named_gz_is_compressed(run: Path, folder: Path, tmp_path: Path) -> None:
+    for name in ("out", "out.gz"):
+        arguments = ["--input", str(folder / "valid.en"), "--output", str(tmp_path / name)]
+        assert translate([str(run), *arguments]) == 0
+    assert gzip.decompress((tmp_path / "out.gz").read_bytes()) == (tmp_path / "out").read_bytes()
