@@ -95,6 +95,22 @@ def test_a_resumed_run_refuses_other_changes(
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("label_smoothing: 0.1", "label_smoothing: 0.3"), ("placement: pre", "placement: deepnorm")],
+)
+def test_a_run_whose_configuration_was_edited_does_not_go_on(
+    run: Path, before: str, after: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    text = (copy / "config.yaml").read_text()
+    assert before in text
+    (copy / "config.yaml").write_text(text.replace(before, after))
+    assert train(["--resume", str(copy), "--set", "train.updates=20"]) == 1
+    assert "a run can only go on with what it was started with" in capsys.readouterr().err
+
+
 def test_the_end_of_a_schedule_that_needs_it_cannot_move(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,3 +109,22 @@ def test_the_state_of_every_optimizer_survives_a_file(name: str, workshop: Any, 
     for trainer in (straight, resumed):
         train(trainer, 3)
     torch.testing.assert_close(resumed.model.state_dict(), straight.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_options_an_optimizer_reads_reach_it(name: str, workshop: Any) -> None:
+    config = TrainConfig(optimizer=name, lr=0.02, betas=(0.7, 0.8), epsilon=1e-5, momentum=0.6)
+    optimizer = make_optimizer(workshop.model(), config)
+    parts = optimizer.parts if isinstance(optimizer, MuonWithAdamW) else [optimizer]
+    seen: dict[str, set[Any]] = {}
+    for part in parts:
+        for group in part.param_groups:
+            for key in ("betas", "eps", "momentum"):
+                if key in group and not (key == "eps" and "betas" not in group):
+                    seen.setdefault(key, set()).add(group[key])
+    wanted = {"betas": {(0.7, 0.8)}, "eps": {1e-5}, "momentum": {0.6}}
+    read = {"epsilon": "eps"}
+    for option in OPTIMIZERS[name].options:
+        if option in ("betas", "epsilon", "momentum"):
+            key = read.get(option, option)
+            assert seen[key] == wanted[key], (name, option)

@@ -180,3 +180,28 @@ def test_options_without_effect_are_named() -> None:
 
 def test_every_option_has_a_description() -> None:
     assert [name for name, field in TrainConfig.model_fields.items() if not field.description] == []
+
+
+FREE = [name for name in SCHEDULES if not SCHEDULES[name].needs_horizon]
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_a_warm_up_as_long_as_the_run_ends_at_the_peak(name: str) -> None:
+    settings = TrainConfig(schedule=name, lr=0.5, warmup=50, updates=50, timescale=50, drops=(60,))
+    rates = [make_schedule(settings).learning_rate(t) for t in range(1, 51)]
+    assert rates == pytest.approx([0.5 * t / 50 for t in range(1, 51)])
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name not in FREE])
+def test_a_warm_up_that_leaves_no_update_to_decay_is_refused_wherever_the_horizon_comes_from(
+    name: str,
+) -> None:
+    settings = TrainConfig(schedule=name, warmup=50, updates=None, epochs=1)
+    with pytest.raises(ConfigError, match="leaves no update of 50"):
+        make_schedule(settings, total_updates=50)
+    assert make_schedule(settings, total_updates=51).learning_rate(51) > 0
+
+
+def test_a_warm_up_longer_than_the_run_is_noted() -> None:
+    notes = TrainConfig(warmup=600, updates=300, schedule="inverse_sqrt").unused_options()
+    assert any("longer than the run" in note for note in notes)

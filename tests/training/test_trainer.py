@@ -315,5 +315,5 @@ def test_resuming_with_another_optimizer_or_batch_size_is_refused(workshop: Any)
     for options in ({"optimizer": "sgd"}, {"batch_tokens": 99}, {"accumulate": 2}, {"betas": (0.8, 0.9)}):
         with pytest.raises(CheckpointError, match=f"train.{next(iter(options))}"):
             workshop.trainer(**options).resume()
-    with pytest.raises(CheckpointError, match=r"weights of another model|parameter group"):
+    with pytest.raises(CheckpointError, match=r"model\.d_ff"):
         workshop.trainer(model=workshop.model(d_ff=32)).resume()

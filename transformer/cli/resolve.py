@@ -8,21 +8,12 @@ from pathlib import Path
 from ..core.configuration import Section
 from ..core.errors import CheckpointError, ConfigError, Problem
 from ..core.loading import Override, load
+from ..training import config as training
 from ..training.schedules import SCHEDULES
 from .config import Config, default_run_dir
 
 CONFIG_FILE = "config.yaml"
-# Limits, and what is written where: the numbers of a run do not depend on these.
-CHANGEABLE = (
-    "train.updates",
-    "train.epochs",
-    "train.minutes",
-    "train.patience",
-    "train.log_every",
-    "train.save_every",
-    "train.keep",
-    "train.threads",
-)
+CHANGEABLE = tuple(f"train.{name}" for name in training.CHANGEABLE)
 Overrides = Sequence[str | Override]
 
 

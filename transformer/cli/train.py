@@ -27,7 +27,7 @@ from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .lines import say
 from .resolve import CHANGEABLE, CONFIG_FILE, new_config, resumed_config
-from .result import commit, describe_result, how_it_ended, versions, write_result
+from .result import RESULT, commit, describe_result, how_it_ended, versions, write_result
 from .room import DATA_REPORT, room, settle
 from .runs import WEIGHTS, pick_device
 
@@ -82,6 +82,7 @@ def train(
     elif resume:
         logbook.say(f"{how_it_ended(run_dir)}, and nothing was saved: beginning again with update 1")
     settle(run_dir)
+    (run_dir / RESULT).unlink(missing_ok=True)  # an earlier end's; until this one comes there is none
     outcome = trainer.fit()
     result = describe_result(config, outcome, model, command_line)
     write_result(run_dir, result)

@@ -23,6 +23,11 @@ from .schedules import SCHEDULES
 DEFAULT_UPDATES = 20_000
 
 
+# What may change when a run goes on: its limits, and what is written when. The number of threads is among
+# them although it can change the last bits of a sum: a run may move to another machine.
+CHANGEABLE = ("updates", "epochs", "minutes", "patience", "log_every", "save_every", "keep", "threads")
+
+
 class TrainConfig(Section):
     """Section `train`. Without any of updates, epochs and minutes a run has 20,000 updates."""
 
@@ -142,9 +147,8 @@ class TrainConfig(Section):
             yield Problem("metric", message, hint="set metric: loss or validate_bleu: true")
 
     def fixed(self) -> dict[str, object]:
-        """Options that cannot change on resuming: the optimizer's state and the data's order hang on them."""
-        names = {"optimizer", "betas", "epsilon", "weight_decay", "momentum", "schedule", "batch_tokens"}
-        values = self.model_dump(mode="json", include=names | {"accumulate"})
+        """All but `CHANGEABLE`: what a resumed run must have in common with the run it goes on with."""
+        values = self.model_dump(mode="json", exclude=set(CHANGEABLE))
         return {f"train.{name}": value for name, value in values.items()}
 
     def unused_options(self) -> list[str]:
@@ -162,4 +166,8 @@ class TrainConfig(Section):
             f"train.{key} has no effect with {what}"
             for key, what in unread.items()
             if getattr(self, key) != type(self).model_fields[key].default
+        ] + [
+            f"train.warmup {self.warmup} is longer than the run's {limit} updates: the peak is not reached"
+            for limit in (self.updates,)
+            if limit is not None and self.warmup > limit
         ]

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, final
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, Problem
 from ..core.registry import Registry
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def make_schedule(config: TrainConfig, total_updates: int | None = None) -> Sche
     """The schedule of a configuration; no model needed.
 
     `total_updates` is the last update if the run goes to its end: `config.updates`, or what `config.epochs`
-    come to. Raises ConfigError when the schedule needs it and it is not known.
+    come to. Raises ConfigError when the schedule needs it and it is not known, or the warm-up takes it all.
     """
     kind = SCHEDULES[config.schedule]
     horizon = config.updates if total_updates is None else total_updates
@@ -240,4 +240,7 @@ def make_schedule(config: TrainConfig, total_updates: int | None = None) -> Sche
             f"train.schedule: {config.schedule} needs the number of updates;"
             " give train.updates or train.epochs"
         )
+    if kind.needs_horizon and horizon is not None and config.warmup >= horizon:
+        message = f"warmup {config.warmup} leaves no update of {horizon} for the {config.schedule} decay"
+        raise ConfigError([Problem("train.warmup", message)])
     return kind(config, horizon)

@@ -70,8 +70,9 @@ class Trainer:
         self.shelf = Shelf(run_dir, config, metadata or {})
         self.logbook = Logbook(run_dir) if logbook is None else logbook
         self.logged = 0  # bytes of metrics.jsonl at the resumed update
-        first_epoch = {"batches in epoch 1": stream.batches_in(1)}
-        self.fixed = {**config.fixed(), "seed": seed, **(fixed or {}), **first_epoch}
+        first_epoch = {"seed": seed, "batches in epoch 1": stream.batches_in(1)}
+        shape = {f"model.{name}": value for name, value in model.config.model_dump(mode="json").items()}
+        self.fixed = {**config.fixed(), **shape, **first_epoch, **(fixed or {})}
         self.progress, self.window, self.watch = Progress(), Window(self.device), Stopwatch()
         self.saved = -1  # update of checkpoints/last
 
