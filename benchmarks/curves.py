@@ -54,7 +54,7 @@ def main() -> None:
     for axes in (loss, bleu):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    bleu.legend(frameon=False, loc="lower right")
+    loss.legend(frameon=False)
     figure.suptitle(arguments.title)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.out, dpi=110)
