@@ -92,3 +92,41 @@ def test_a_directory_that_cannot_be_is_explained(
 ) -> None:
     assert train([config, "--run-dir", name]) in (1, 2)
     assert capsys.readouterr().err.startswith(("error: invalid configuration", "error: /dev/null"))
+
+
+def test_files_that_no_run_began_are_refused_and_kept(config: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "tokenizer").mkdir(parents=True)
+    for name in ("log.txt", "data.json", "thesis.partial", "tokenizer/joint.model"):
+        (mine / name).write_text("my notes")
+    before = tree(mine)
+    assert train([config, "--run-dir", str(mine)]) == 2
+    assert tree(mine) == before
+
+
+def test_overwriting_a_run_does_not_touch_a_strangers_partial_file(tmp_path: Path) -> None:
+    old = old_run(tmp_path / "run")
+    (old / "thesis.partial").write_text("my notes")
+    with pytest.raises(ConfigError, match=r"thesis\.partial"), room(old, overwrite=True):
+        pass
+    assert (old / "thesis.partial").read_text() == "my notes"
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("label_smoothing: 0.1", "label_smoothing: 0.2"))
+    before = tree(copy)
+    assert train(["--resume", str(copy), "--set", "train.updates=99"]) == 1
+    after = tree(copy)
+    log = before.pop("log.txt")
+    assert after.pop("log.txt").startswith(log)
+    assert after == before
+
+
+def test_averaging_does_not_write_over_a_file_of_the_run(run: Path) -> None:
+    before = tree(run)
+    for name in ("config.yaml", "model.safetensors"):
+        assert average([str(run), "--output", str(run / name)]) == 2
+    assert tree(run) == before

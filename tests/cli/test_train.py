@@ -111,15 +111,16 @@ def test_a_run_whose_configuration_was_edited_does_not_go_on(
     assert "a run can only go on with what it was started with" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
 def test_the_end_of_a_schedule_that_needs_it_cannot_move(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, schedule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    text = (copy / "config.yaml").read_text().replace("schedule: inverse_sqrt", "schedule: cosine")
+    text = (copy / "config.yaml").read_text().replace("schedule: inverse_sqrt", f"schedule: {schedule}")
     (copy / "config.yaml").write_text(text)
     assert train(["--resume", str(copy), "--set", "train.updates=20"]) == 2
-    assert "cosine" in capsys.readouterr().err
+    assert f"the {schedule} schedule of this run was laid out for" in capsys.readouterr().err
 
 
 def test_a_directory_that_holds_a_run_is_refused_and_kept(

@@ -403,3 +403,12 @@ def test_the_validation_text_lines_up_with_the_encoded_pairs(
     config = section()
     prepared = ready(config)
     assert texts(prepared, prepared.valid) == read_parallel(config.valid, "en", "de", "valid")
+
+
+def test_validation_text_of_blank_lines_only_is_refused(
+    section: Section, ready: Callable[..., Prepared], tmp_path: Path
+) -> None:
+    for language in ("en", "de"):
+        (tmp_path / f"blank.{language}").write_text("\n \n\n")
+    with pytest.raises(DataError, match="validation text holds blank lines only"):
+        ready(section(valid=str(tmp_path / "blank")))

@@ -13,7 +13,7 @@ from decoding_toys import Letters, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer.core.errors import CheckpointError, DataError
+from transformer.core.errors import CheckpointError, ConfigError, DataError
 from transformer.decoding import SEARCHES, DecodeConfig, Translator
 
 TOKENIZER = Letters()
@@ -125,7 +125,7 @@ def test_a_word_after_endless_spaces_is_translated() -> None:
 
 def test_learned_positions_limit_source_and_target() -> None:
     model = tiny(TOKENIZER.size, positions="learned", max_length=6, seed=2)
-    t = Translator([model], TOKENIZER, TOKENIZER, DecodeConfig(min_length=50))
+    t = Translator([model], TOKENIZER, TOKENIZER, DecodeConfig(min_length=5))
     (translation,) = t.translate(["abcdefghi"])
     assert (translation.status, translation.source_tokens) == ("truncated", 5)
     assert len(translation.hypotheses[0].tokens) == 5
@@ -278,3 +278,15 @@ def test_decoding_leaves_no_gradients_and_no_inference_mode() -> None:
     next(generator)
     assert not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
+
+
+def test_the_minimum_length_outranks_the_limit_from_the_sources_length() -> None:
+    t = translator(min_length=12, max_length=14, max_length_ratio=0, max_length_extra=0)
+    for translation in t.translate(["ab", "a"]):
+        assert 12 <= len(translation.hypotheses[0].tokens) <= 14
+
+
+def test_a_minimum_length_beyond_learned_positions_is_refused() -> None:
+    model = tiny(TOKENIZER.size, positions="learned", max_length=20)
+    with pytest.raises(ConfigError, match=r"decode\.min_length"):
+        Translator([model], TOKENIZER, TOKENIZER, DecodeConfig(min_length=30))

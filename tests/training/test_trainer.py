@@ -317,3 +317,18 @@ def test_resuming_with_another_optimizer_or_batch_size_is_refused(workshop: Any)
             workshop.trainer(**options).resume()
     with pytest.raises(CheckpointError, match=r"model\.d_ff"):
         workshop.trainer(model=workshop.model(d_ff=32)).resume()
+
+
+def test_between_equal_scores_the_lower_loss_is_the_better(workshop: Any) -> None:
+    """A run whose BLEU is still 0 is not stalled while its loss falls, and its last weights are its best."""
+    losses = iter([3.0, 2.5, 2.0, 2.2, 2.1])
+
+    def measure(model: Any) -> dict[str, float]:
+        return {"loss": next(losses), "bleu": 0.0}
+
+    trainer = workshop.trainer(
+        validate=measure, metric="bleu", patience=2, updates=40, validate_every=4, average=0
+    )
+    outcome = trainer.fit()
+    assert (outcome.best_update, outcome.updates) == (12, 20)
+    assert outcome.metrics["loss"] == 2.0

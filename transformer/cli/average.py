@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
             f"{arguments.run}: no checkpoints/update-*.safetensors; train with train.keep or train.average"
         )
     target = arguments.output or arguments.run / "checkpoints" / "averaged.safetensors"
+    if target.exists() and "averaged" not in target.stem:
+        raise ConfigError(f"--output {target} exists; choose another file")
     write_weights(target, average_checkpoints(paths), {"averaged": " ".join(path.stem for path in paths)})
     say(f"{target}: the mean of {', '.join(map(str, paths))}")
     return 0

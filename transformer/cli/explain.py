@@ -121,8 +121,7 @@ def _parameters(model: Transformer) -> dict[str, int]:
 def _schedule(train: TrainConfig) -> dict[str, Any]:
     """Learning rates at telling updates; only the warm-up's where the rest hangs on the last update."""
     entry = SCHEDULES.entry(train.schedule)
-    shares = "drops" in entry.value.options and any(drop < 1 for drop in train.drops)
-    hangs_on_data = train.epochs is not None and (entry.value.needs_horizon or shares)
+    hangs_on_data = train.epochs is not None and train.depends_on_end
     schedule = make_schedule(train, FAR if hangs_on_data else train.updates)
     last = schedule.first if hangs_on_data else train.updates or FAR
     updates = {1, 10, 100, schedule.first} | ({last} if last != FAR else set())

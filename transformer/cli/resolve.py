@@ -9,7 +9,6 @@ from ..core.configuration import Section
 from ..core.errors import CheckpointError, ConfigError, Problem
 from ..core.loading import Override, load
 from ..training import config as training
-from ..training.schedules import SCHEDULES
 from .config import Config, default_run_dir
 
 CONFIG_FILE = "config.yaml"
@@ -32,7 +31,7 @@ def resumed_config(run: Path, overrides: Overrides) -> Config:
     file = config_file_of(run)
     written = load(Config, file)
     config = load(Config, file, overrides)
-    horizon = SCHEDULES[config.train.schedule].needs_horizon
+    horizon = written.train.depends_on_end
     problems = []
     for key, before, after in _differences(written, config):
         if key not in CHANGEABLE:

@@ -14,6 +14,7 @@ from .runs import TOKENIZERS, WEIGHTS
 
 DATA_REPORT = "data.json"
 PARTIAL = ".partial"
+FIRST_WORDS = "run directory"  # of the log of every start
 # What preparing data leaves behind when it fails or is interrupted: a new run does not use it.
 PREPARED = {TOKENIZERS, DATA_REPORT, "log.txt"}
 # A run that --overwrite replaces is moved entry by entry to the first, which then is the second until the new
@@ -59,7 +60,7 @@ def _make_room(run_dir: Path, overwrite: bool) -> None:
             " or give --overwrite to delete it and start again"
         )
     if CONFIG_FILE not in held:
-        foreign = sorted(name for name in held - PREPARED if not name.endswith(PARTIAL))
+        foreign = sorted(held - PREPARED if _began(run_dir) else held)
     if foreign:
         raise ConfigError(
             f"{run_dir} holds other things ({', '.join(foreign[:4])}); choose another --run-dir"
@@ -93,4 +94,13 @@ def _delete(run_dir: Path) -> None:
 
 def _ours(name: str) -> bool:
     """Whether a run writes this; PARTIAL is what a write that was killed leaves."""
-    return name in WRITTEN or name.endswith(PARTIAL)
+    return name in WRITTEN or (name.endswith(PARTIAL) and name.startswith(tuple(WRITTEN)))
+
+
+def _began(run_dir: Path) -> bool:
+    """Whether the log begins as every start's does: then what PREPARED names here is ours."""
+    log = run_dir / "log.txt"
+    if not log.is_file():
+        return False
+    with open(log, encoding="utf-8", errors="replace") as lines:
+        return f"  {FIRST_WORDS} " in lines.readline()

@@ -28,7 +28,7 @@ from .describe import REGISTRIES, choices_text, options_text
 from .lines import say
 from .resolve import CHANGEABLE, CONFIG_FILE, new_config, resumed_config
 from .result import RESULT, commit, describe_result, how_it_ended, versions, write_result
-from .room import DATA_REPORT, room, settle
+from .room import DATA_REPORT, FIRST_WORDS, room, settle
 from .runs import WEIGHTS, pick_device
 
 EXIT = {"completed": 0, "diverged": 3, "interrupted": INTERRUPTED}
@@ -65,13 +65,11 @@ def train(
         torch.set_num_threads(config.train.threads)
     keep_freed_memory()
     logbook = Logbook(run_dir)
-    logbook.say(f"run directory {run_dir}" + (", resumed" if resume else ""))
+    logbook.say(f"{FIRST_WORDS} {run_dir}" + (", resumed" if resume else ""))
     data = prepare(config.data, run_dir, config.seed, logbook.say)
     tests = {name: _pairs(config, prefix, "test") for name, prefix in config.data.test.items()}
     for line in data.report.text().splitlines():
         logbook.say(line)
-    _write_text(run_dir / DATA_REPORT, json.dumps(data.report.as_dict(), indent=2, ensure_ascii=False) + "\n")
-    _write_text(run_dir / CONFIG_FILE, to_yaml(config))
     model = Transformer(
         data.source_tokenizer.size, data.target_tokenizer.size, config.model, seed=config.seed
     )
@@ -81,6 +79,8 @@ def train(
         trainer.resume()
     elif resume:
         logbook.say(f"{how_it_ended(run_dir)}, and nothing was saved: beginning again with update 1")
+    _write_text(run_dir / DATA_REPORT, json.dumps(data.report.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    _write_text(run_dir / CONFIG_FILE, to_yaml(config))
     settle(run_dir)
     (run_dir / RESULT).unlink(missing_ok=True)  # an earlier end's; until this one comes there is none
     outcome = trainer.fit()

@@ -71,6 +71,8 @@ def prepare(config: DataConfig, run_dir: Path, seed: int, log: Log) -> Prepared:
     )
     if not len(train):
         raise DataError(f"no training pair is left after filtering:\n{chr(10).join(train_report.lines())}")
+    if not valid_report.target_tokens:
+        raise DataError(f"the validation text holds blank lines only:\n{chr(10).join(valid_report.lines())}")
     check_unknown(config, train_report, train_text, tokenizers)
     report = FilterReport(train_report, valid_report, tokenizers[0].size, tokenizers[1].size)
     sampler = None

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..core.errors import CheckpointError, DataError
+from ..core.errors import CheckpointError, ConfigError, DataError, Problem
 from ..core.special import BOS, EOS, PAD
 from ..model.transformer import Transformer
 from ..modules.embeddings import POSITIONS
@@ -85,6 +85,9 @@ class Translator:
         # EOS closes the source, BOS opens the target: each takes one position.
         self.max_source = min(config.max_source_length, *(_positions(model) - 1 for model in models))
         self.max_target = min(config.max_length, *(_positions(model) - 1 for model in models))
+        if config.min_length > self.max_target:
+            message = f"{config.min_length} is more than the model's {self.max_target} target positions"
+            raise ConfigError([Problem("decode.min_length", message)])
 
     def translate(self, lines: Iterable[str], prefixes: Iterable[str] | None = None) -> Iterator[Translation]:
         """Yield one Translation per line, in order, as chunks are done.
@@ -175,7 +178,7 @@ class Translator:
         return encoded
 
     def _limits(self, line: _Line) -> Limits:
-        longest = min(self.config.longest(len(line.source)), self.max_target)
+        longest = min(max(self.config.longest(len(line.source)), self.config.min_length), self.max_target)
         return Limits(longest, self.config.min_length, line.prefix)
 
     def _translation(self, line: _Line, hypotheses: list[Hypothesis]) -> Translation:

@@ -146,6 +146,13 @@ class TrainConfig(Section):
             message = "metric is bleu, but validate_bleu is off"
             yield Problem("metric", message, hint="set metric: loss or validate_bleu: true")
 
+    @property
+    def depends_on_end(self) -> bool:
+        """Does the rate at an update depend on which update is the last?"""
+        kind = SCHEDULES[self.schedule]
+        shares = "drops" in kind.options and any(drop < 1 for drop in self.drops)
+        return kind.needs_horizon or shares
+
     def fixed(self) -> dict[str, object]:
         """All but `CHANGEABLE`: what a resumed run must have in common with the run it goes on with."""
         values = self.model_dump(mode="json", exclude=set(CHANGEABLE))

@@ -50,7 +50,7 @@ class Progress:
     training_seconds: float = 0.0  # of that, spent on updates
     validated: int = 0  # update of the last validation
     waited: int = 0  # validations in a row without a new best, for patience
-    best: float | None = None  # score of the best validation, higher is better
+    best: tuple[float, float] | None = None  # score of the best validation, higher is better
     best_update: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
     learned: int = 0  # last logged update whose loss was below the unigram level

@@ -178,7 +178,7 @@ class Trainer:
         if progress.best is None or score > progress.best:
             progress.best, progress.best_update, progress.best_metrics = score, progress.update, metrics
             progress.waited = 0
-        if self.schedule.observe(score):
+        if self.schedule.observe(score[0]):
             self.logbook.say(f"update {progress.update:,}: validation stalls, the learning rate is lowered")
         self.shelf.add(self.model.state_dict(), progress, metrics, final)
         self._lap(training=False)
@@ -290,11 +290,11 @@ class Trainer:
         samples = "" if self.samples is None else self.samples()
         self.logbook.validation(self.progress.update, metrics, averaged, samples)
 
-    def _score(self, metrics: Mapping[str, float]) -> float:
-        """The metric that decides, higher is better."""
+    def _score(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """The metric that decides, higher is better; between equals, the loss."""
         stop_if_not_finite(metrics, self.progress.update)
         if self.config.metric not in metrics:
             raise ConfigError(
                 f"train.metric is {self.config.metric}, but validation gives {', '.join(metrics)}"
             )
-        return metrics["bleu"] if self.config.metric == "bleu" else -metrics["loss"]
+        return metrics["bleu"] if self.config.metric == "bleu" else -metrics["loss"], -metrics["loss"]
