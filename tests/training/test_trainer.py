@@ -332,3 +332,30 @@ def test_between_equal_scores_the_lower_loss_is_the_better(workshop: Any) -> Non
     outcome = trainer.fit()
     assert (outcome.best_update, outcome.updates) == (12, 20)
     assert outcome.metrics["loss"] == 2.0
+
+
+def losses_of(trainer: Any, updates: int) -> list[float]:
+    """The loss of each update on one and the same batch, at a rate too small to change it."""
+    batch = next(iter(trainer.stream.epoch(1)))
+    read = []
+    for _ in range(updates):
+        trainer.step([batch])
+        read.append(trainer.window.read()["loss"])
+        trainer.window.clear()
+    return read
+
+
+def test_each_update_drops_other_elements_and_every_run_of_a_seed_the_same(workshop: Any) -> None:
+    options = {"lr": 1e-20, "warmup": 0, "schedule": "constant"}
+    first, again = (losses_of(workshop.trainer(name, **options), 5) for name in ("one", "two"))
+    assert len(set(first)) == 5
+    assert first == again
+
+
+def test_precision_reaches_the_products(workshop: Any) -> None:
+    losses = {
+        precision: losses_of(workshop.trainer(precision, precision=precision), 1)[0]
+        for precision in ("float32", "bf16")
+    }
+    assert losses["bf16"] != losses["float32"]
+    assert losses["bf16"] == pytest.approx(losses["float32"], rel=0.02)
