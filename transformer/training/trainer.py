@@ -260,7 +260,7 @@ class Trainer:
         self.logbook.say(f"{status}: {reason}")
         return self.progress.outcome(status, reason, self.shelf.averaged, self.shelf.metrics)
 
-    # --- helpers
+    # --- parts
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.update % every == 0
