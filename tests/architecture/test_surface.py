@@ -47,3 +47,11 @@ def test_every_option_and_choice_is_documented() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_exists(command: str) -> None:
     assert (ROOT / "transformer" / "cli" / f"{command}.py").is_file()
+
+
+def test_the_readme_names_every_choice() -> None:
+    """The README's table of what can be toggled is written by hand; this keeps it whole."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for kind in ("placements", "norms", "schedules", "optimizers", "activations", "positions"):
+        missing = [name for name in REGISTRIES[kind] if f"`{name}`" not in readme]
+        assert not missing, f"README.md does not name these {kind}: {missing}"
