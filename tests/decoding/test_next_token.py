@@ -163,3 +163,16 @@ def test_scoring_what_search_found_gives_its_log_probability(members: int) -> No
     for (best,), row in zip(found, log_probs, strict=True):
         total = float(row[: len(best.tokens) + 1].sum())
         assert best.log_probability == pytest.approx(total, rel=1e-10)
+
+
+def test_an_ensemble_scores_with_the_mean_of_its_members_probabilities() -> None:
+    """Members whose probabilities are known: the oracle averages them token by token."""
+    toys = [Toy(vocabulary=8, seed=seed) for seed in (1, 2)]
+    source = torch.tensor([[5, 6, 3], [4, 3, 0]])
+    target_out = torch.tensor([[6, 4, 3], [7, 3, 0]])
+    target_in = torch.tensor([[2, 6, 4], [2, 7, 0]])
+    scores = Ensemble(toys).token_log_probs(source, target_in, target_out)
+    for row, (words, target) in enumerate((([5, 6, 3], [6, 4, 3]), ([4, 3], [7, 3]))):
+        for t, token in enumerate(target):
+            mean = sum(float(toy.next(words, target[:t])[token].exp()) for toy in toys) / 2
+            assert float(scores[row, t].exp()) == pytest.approx(mean, rel=1e-9)

@@ -61,8 +61,6 @@ def train(
     config: Config, run_dir: Path, device: torch.device, resume: bool, command_line: Sequence[str]
 ) -> int:
     """Wire the floors together and run; the exit code."""
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
     keep_freed_memory()
     logbook = Logbook(run_dir)
     logbook.say(f"{FIRST_WORDS} {run_dir}" + (", resumed" if resume else ""))

@@ -28,11 +28,9 @@ def tokenizers_for(
     if (directory / _STAMP).is_file():
         return _kept(config, text, directory, log)
     if config.tokenizer.path is not None:
-        given = Path(config.tokenizer.path)
-        found = given if not (given / "tokenizer").is_dir() else given / "tokenizer"
-        tokenizers = load_tokenizers(found)
-        log(f"using the tokenizer in {found}")
-        _install(tokenizers, directory, {"options": options, "text": "", "path": str(found)})
+        tokenizers = load_tokenizers(config.tokenizer.path)
+        log(f"using the tokenizer in {config.tokenizer.path}")
+        _install(tokenizers, directory, {"options": options, "text": "", "path": config.tokenizer.path})
         return tokenizers
 
     def make(folder: Path) -> None:

@@ -43,14 +43,6 @@ class Site:
     encoder_layers: int
     decoder_layers: int
 
-    @property
-    def opens_layer(self) -> bool:
-        return self.slot == 0
-
-    @property
-    def closes_layer(self) -> bool:
-        return self.slot == self.slots - 1
-
 
 @dataclass(frozen=True)
 class Gains:

@@ -31,7 +31,6 @@ _MODALS = {
     "would like to": ("would like to", "would like to", "möchten"),
     "wants to": ("wants to", "want to", "wollen"),
 }
-TENSES = ("present", "progressive", "past", "already", "yet", "likes", *_MODALS)
 
 
 @dataclass(frozen=True)
