@@ -204,7 +204,6 @@ def test_places_share_the_cores_and_threads_of_the_configuration_hold(
 
 
 def test_submitit_runs_cells_in_its_local_mode(tmp_path: Path, folder: Path) -> None:
-    pytest.importorskip("submitit")
     from transformer.cli.resolve import new_config
     from transformer.studies.cells import plan
     from transformer.studies.config import load_study
