@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformer.analysis.attention import Attention, attention_of, head_statist
 from transformer.analysis.setting import Arm, Batch, arms, build, random_batches
 from transformer.core.special import PAD
 from transformer.model.config import ModelConfig
+from transformer.training.monitor import Monitor
 
 TINY = {"d_model": 8, "heads": 2, "d_ff": 16, "encoder_layers": 2, "decoder_layers": 2}
 SEEN = torch.ones(1, 1, 1, 3, dtype=torch.bool)
@@ -171,3 +173,22 @@ def test_the_same_numbers_as_torchs_fused_attention(batch: Batch) -> None:
     expected = (rows * known[:, None]).sum((0, 2)) / known.sum()
     found = head_statistics(query, key, known[:, None, None, :], known, known)
     torch.testing.assert_close(found.entropy, expected)
+
+
+@pytest.mark.parametrize("qk_norm", ["none", "rms"])
+def test_training_logs_the_mean_of_the_heads_entropies_and_their_largest_logit(
+    qk_norm: str, batch: Batch
+) -> None:
+    """Two codes measure attention: by head here, a number a module in `training.monitor`. They agree."""
+    model = build(Arm("pre", ModelConfig.model_validate({**TINY, "qk_norm": qk_norm})), (20, 20), 1)
+    monitor = Monitor(model, every=1)
+    source, target_in, _ = batch
+    with torch.no_grad(), monitor.at(1).forward(SimpleNamespace(source=source, target_in=target_in)):
+        model.hidden(source, target_in)
+    logged = monitor.read()
+    assert logged is not None
+    for (name, layer), heads in attention_of(model, batch).items():
+        stack, prefix = ("decoder", "cross_") if name == "cross" else (name.split()[0], "")
+        entropy, logit = (logged[stack][f"{prefix}{what}"][layer - 1] for what in ("entropy", "logit"))
+        assert heads.entropy.mean().item() == pytest.approx(entropy, rel=1e-3)
+        assert heads.logit.max().item() == pytest.approx(logit, rel=1e-3)

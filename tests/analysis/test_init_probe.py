@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from transformer.analysis import theory
-from transformer.analysis.finding import as_json, as_text, save_figure
+from transformer.analysis.finding import as_json, as_text, new_figure, save_figure
 from transformer.analysis.gradients import InitProbe, gradient_norms, last_norms
 from transformer.analysis.interval import log_slope, mean
 from transformer.analysis.setting import Arm, Batch, arms, build, random_batches
@@ -120,6 +120,50 @@ def test_every_placement_has_gradients_at_the_top(placement: str) -> None:
         assert finding.summary[1][2] > 0
 
 
+def test_where_the_gradient_is_0_there_is_no_slope_and_no_nan(tmp_path: Path) -> None:
+    """ReZero's gates are shut at the start."""
+    pytest.importorskip("matplotlib")
+    chosen = [arm("rezero"), arm("post")]
+    finding = InitProbe(depths=(1, 2)).run(chosen, BATCHES[:1], SIZES, [1, 2], lambda text: None)
+    slopes = {tuple(row[:2]): row[-3:] for row in finding.summary}
+    assert slopes["rezero", "decoder"] == [None, None, None]
+    assert None not in slopes["post", "decoder"]
+    assert "rezero, last W2 of the decoder: no slope: the gradient is 0." in finding.words
+    assert "nan" not in as_text(finding) + json.dumps(as_json(finding))
+    figure = new_figure()
+    assert finding.draw is not None
+    finding.draw(figure)
+    labels = [
+        text.get_text() for axes in figure.axes if axes.get_legend() for text in axes.get_legend().texts
+    ]
+    assert "rezero: no slope, the gradient is 0" in labels
+    assert not any("nan" in label for label in labels)
+
+
+def test_w1_and_w2_have_panels_of_their_own_with_one_line_an_arm() -> None:
+    """Eight arms: colours repeat, dashes mean that and nothing else."""
+    pytest.importorskip("matplotlib")
+    chosen = arms(BASE, ["post", "pre", "deepnorm", "sandwich"], ["layer", "rms"])
+    finding = InitProbe(depths=()).run(chosen, BATCHES[:1], SIZES, [1], lambda text: None)
+    figure = new_figure()
+    assert finding.draw is not None
+    finding.draw(figure)
+    assert [axes.get_title() for axes in figure.axes] == [
+        f"{name} of the {stack}, by layer" for name in ("W1", "W2") for stack in ("encoder", "decoder")
+    ]
+    for axes in figure.axes:
+        seen = {(line.get_color(), line.get_marker()) for line in axes.lines}
+        assert len(seen) == len(axes.lines) == 8
+
+
+def test_one_depth_makes_no_curve_and_that_is_said() -> None:
+    finding = InitProbe(depths=(3,)).run([arm("pre")], BATCHES[:1], SIZES, [1], lambda text: None)
+    assert not finding.summary
+    assert any("probe.depths takes two or more" in words for words in finding.words)
+    none = InitProbe(depths=()).run([arm("pre")], BATCHES[:1], SIZES, [1], lambda text: None)
+    assert not any("probe.depths" in words for words in none.words)
+
+
 def test_the_theory_in_real_dimensions_is_the_papers_where_they_agree() -> None:
     """Square matrices: v_ff = 1/2, lemma 2's 3/2 d; r = 2 and 4: 4/9 and 8/25."""
     square = ModelConfig(d_model=64, heads=2, d_ff=64, placement="post")
@@ -145,3 +189,12 @@ def test_norms_of_unit_mean_square_are_known_by_what_they_do() -> None:
     for norm, told in (("layer", True), ("rms", True), ("none", False)):
         config = ModelConfig(d_model=64, heads=2, d_ff=64, norm=norm, allow_unsound=True)
         assert (theory.last_norm_reads(config, "decoder", 6, 0.5) is not None) is told
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"norm_eps": 0.5}, {"norm": "ada", "norm_options": {"C": 3.0}}],  # 1 / sqrt(1 + eps), and about C
+)
+def test_options_and_eps_of_a_norm_count_for_its_mean_square(flags: dict[str, object]) -> None:
+    config = ModelConfig(d_model=64, heads=2, d_ff=64, placement="pre", **flags)
+    assert theory.last_norm_reads(config, "decoder", 6, 0.5) is None

@@ -161,3 +161,19 @@ def test_layer_norm_in_a_model_recentres_and_detached_statistics_do_not() -> Non
         else:
             assert mean_out > 1e-3
             assert abs(taken) < 1e-5
+    assert f"{chosen[0].label}: 7 of 7 norms re-centre" in finding.words[-2]
+    assert "7 take from its variance" in finding.words[-2]
+    assert " 0 take from its variance" in finding.words[-1]
+
+
+def test_eps_in_the_root_is_no_effect_of_the_norm() -> None:
+    """Detached statistics give g / sqrt(var + eps): nothing is taken, however large eps is."""
+    eps = 0.5
+    passed = passage(NORMS["detach"](D, eps))
+    assert gradients(passed, eps).taken == pytest.approx(0, abs=1e-9)
+    assert gradients(passed).taken > 1e-3
+
+
+def test_a_gradient_that_does_not_leave_has_no_mean() -> None:
+    x = torch.randn(4, D)
+    assert gradients((x, x + 1, torch.zeros(4, D))).mean_out == 0

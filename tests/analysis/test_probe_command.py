@@ -81,6 +81,7 @@ def test_random_tokens_need_no_text(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_a_number_the_probe_says_how_many_batches_it_takes(tmp_path: Path) -> None:
     words = ["max-lr", "--random", "--tokens", "8", "--length", "4", "--seeds", "1", "--set", "probe.steps=2"]
+    words += ["--set", "probe.window=2"]
     small = ["--set", "data.tokenizer.vocab_size=30", "--json", str(tmp_path / "x.json")]
     for flags, batches in (([], 200), (["--batches", "3"], 3)):
         assert probe([*words, *small, *flags]) == 0
@@ -93,7 +94,7 @@ def test_without_a_configuration_the_model_is_small_and_what_is_set_comes_on_top
     words += ["--json", str(tmp_path / "x.json"), "--set", "model.d_ff=64", "--depths", "2"]
     assert probe(words) == 0
     model = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["facts"]["model"]
-    assert (model["d_model"], model["heads"], model["d_ff"], model["encoder_layers"]) == (128, 4, 64, 3)
+    assert (model["d_model"], model["heads"], model["d_ff"], model["encoder_layers"]) == (128, 4, 64, 6)
 
 
 def test_a_plan_with_commas_is_one_arm(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +127,12 @@ COMPLAINTS = {
     "unknown probe 'intit'; did you mean 'init'?": ["intit"],
     "did you mean 'post'?": ["init", "--placements", "pots"],
     "did you mean depths?": ["init", "--set", "probe.dephts=[1]"],
-    "depths.0: must be greater than or equal to 1": ["init", "--set", "probe.depths=[0]"],
+    "probe.dephts: ": ["init", "--set", "probe.dephts=[1, 2]"],
+    "probe.depths.0: must be greater than or equal to 1": ["init", "--set", "probe.depths=[0]"],
+    "probe.bottom: the ramp would fall": ["max-lr", "--set", "probe.bottom=2"],
+    "x.bmp: a figure is a .png": ["init", "--png", "x.bmp"],
+    "--json .: is a folder": ["init", "--json", "."],
+    "--device nonsense": ["init", "--device", "nonsense"],
     "--seeds 0: give how many": ["init", "--seeds", "0"],
     "'x' is not a whole number": ["init", "--depths", "x"],
     "cannot read nowhere.yaml": ["init", "nowhere.yaml"],
@@ -142,6 +148,7 @@ def test_what_is_wrong_is_told_without_a_traceback(text: str, capsys: pytest.Cap
     captured = capsys.readouterr()
     assert text in captured.err
     assert captured.out == ""
+    assert "target tokens" not in captured.err  # nothing was prepared before
 
 
 def test_a_run_of_another_shape_or_without_weights_is_refused(
@@ -152,6 +159,11 @@ def test_a_run_of_another_shape_or_without_weights_is_refused(
     assert probe(["stream", str(tmp_path)]) == 1
     assert "not a run directory" in capsys.readouterr().err
     assert probe(["stream", str(folder / "run"), "--checkpoint", "update-9999999"]) == 1
+    captured = capsys.readouterr()
+    assert "--checkpoint may be best, update-0000002, update-0000004, last" in captured.err
+    assert "target tokens" not in captured.err
+    assert probe(["stream", str(folder / "run"), "--seeds", "1,2"]) == 2
+    assert "--seeds: " in capsys.readouterr().err
 
 
 def test_the_page_about_probes_names_each_of_them() -> None:

@@ -17,10 +17,11 @@ from transformer.analysis.failing import (
     exponential_ramp,
     linear_ramp,
 )
-from transformer.analysis.finding import as_json, as_text, save_figure
+from transformer.analysis.finding import as_json, as_text, new_figure, save_figure
 from transformer.analysis.rates import MaxRate
 from transformer.analysis.setting import Arm, Batch, random_batches
 from transformer.analysis.steps import unigram_entropy
+from transformer.core.errors import ConfigError
 from transformer.core.special import PAD
 from transformer.model.config import ModelConfig
 
@@ -116,13 +117,13 @@ def arm() -> Arm:
 
 def test_too_high_a_rate_is_found(arm: Arm, batches: list[Batch]) -> None:
     """Plain descent at rates up to 1e6 must fail; what is told is the rate of the update before."""
-    probe = MaxRate(optimizer="sgd", top=1e6, bottom=1e-2, steps=80, window=5)
+    probe = MaxRate(optimizer="sgd", top=1e6, bottom=1e-1, steps=1200, window=5)
     finding = probe.run([arm], batches, (30, 30), [1, 2], lambda text: None)
     assert [row[1] for row in finding.rows] == [1, 2]
     for _, _, rate, update, ended, _ in finding.rows:
-        assert ended in (NOT_FINITE, BLEW_UP, FELL_BACK)
-        assert rate == pytest.approx(1e-2 * (1e8) ** (update / 80))
-    assert finding.summary[0][4] == "2 of 2"
+        assert ended in (NOT_FINITE, FELL_BACK)
+        assert rate == pytest.approx(1e-1 * (1e7) ** (update / 1200))
+    assert finding.summary[0][4:6] == ["2 of 2", "2 of 2"]
     (low, high), middle = sorted(row[2] for row in finding.rows), finding.summary[0][1]
     assert middle == pytest.approx((low + high) / 2)
     assert finding.summary[0][2:4] == [low, high]
@@ -148,16 +149,64 @@ def test_a_batch_learned_by_heart_ends_the_ramp_with_a_lower_bound(arm: Arm, bat
 
 
 def test_a_run_that_learns_nothing_has_no_largest_rate(arm: Arm, batches: list[Batch]) -> None:
-    probe = MaxRate(top=1e-7, bottom=1e-9, steps=5)
+    probe = MaxRate(top=1e-7, bottom=1e-9, steps=20)
     finding = probe.run([arm], batches, (30, 30), [1], lambda text: None)
     assert finding.rows[0][2] is None
     assert finding.rows[0][4] == "never learned"
-    assert any("try more steps" in word for word in finding.words)
+    assert any("tiny 1 of 1. These runs trained at no rate" in word for word in finding.words)
+
+
+@pytest.mark.parametrize(("top", "bottom"), [(100.0, 1.0), (1e32, 1e28)])
+def test_a_run_that_blows_up_before_it_learns_has_no_largest_rate(
+    top: float, bottom: float, arm: Arm, batches: list[Batch]
+) -> None:
+    """The rate of the update before is none that trains: the loss was never below the unigram level."""
+    probe = MaxRate(top=top, bottom=bottom, steps=60)
+    finding = probe.run([arm], batches, (30, 30), [1, 2], lambda text: None)
+    for row in finding.rows:
+        assert row[4] in (BLEW_UP, NOT_FINITE)
+        assert row[2] is None or row[2] == f"<{bottom * (top / bottom) ** (1 / 60):.4g}"
+    assert finding.rows[0][2] is not None  # the first update of all breaks it
+    assert finding.summary == [["tiny", None, None, None, "0 of 2", "2 of 2", finding.summary[0][6]]]
+    assert any("tiny 2 of 2. These runs trained at no rate" in word for word in finding.words)
+    pytest.importorskip("matplotlib")
+    figure = new_figure()
+    assert finding.draw is not None
+    finding.draw(figure)
+    assert [text.get_text() for text in figure.axes[1].texts] == ["none: no run learned anything"]
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ({"bottom": 2.0, "top": 1.0}, "bottom: the ramp would fall"),
+        ({"multiple": 1.0}, "multiple: 1 times"),
+        ({"steps": 10}, "window: 20 updates in a row do not fit"),
+    ],
+)
+def test_options_with_which_no_failure_could_be_told_are_refused(
+    options: dict[str, float], path: str
+) -> None:
+    with pytest.raises(ConfigError, match=path):
+        MaxRate(**options)  # type: ignore[arg-type]
+    MaxRate(ramp="linear", top=1e-6)  # which has no bottom
+
+
+def test_the_figure_says_what_its_curves_are(arm: Arm, batches: list[Batch]) -> None:
+    pytest.importorskip("matplotlib")
+    finding = MaxRate(steps=20).run([arm], batches, (30, 30), [1, 2], lambda text: None)
+    figure = new_figure()
+    assert finding.draw is not None
+    finding.draw(figure)
+    curves = figure.axes[0]
+    assert "median of 5" in curves.get_ylabel()
+    assert "cut at twice the unigram level" in curves.get_title(loc="left")
+    assert "thin: the other seeds" in [text.get_text() for text in curves.get_legend().texts]
 
 
 def test_equal_seeds_give_equal_findings_and_a_figure(arm: Arm, batches: list[Batch], tmp_path: Path) -> None:
     first, second = (
-        MaxRate(steps=12).run([arm], batches, (30, 30), [3], lambda text: None) for _ in range(2)
+        MaxRate(steps=12, window=6).run([arm], batches, (30, 30), [3], lambda text: None) for _ in range(2)
     )
     assert as_json(first) == as_json(second)
     assert "largest rate" in as_text(first)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from transformer.analysis.sensitivity import Sensitivity, growth, moved, outputs, perturb
+from transformer.analysis.finding import as_json, as_text, save_figure
+from transformer.analysis.sensitivity import Sensitivity, moved, outputs, perturb
 from transformer.analysis.setting import Arm, Batch, arms, build, random_batches
+from transformer.core.errors import ConfigError
+from transformer.core.loading import load
+from transformer.core.signature import options_of
 from transformer.model.config import ModelConfig
 
 SIZES = (30, 30)
@@ -77,28 +82,6 @@ def test_the_outputs_leave_out_padding(batches: list[Batch]) -> None:
     assert len(hidden) == int((target_out != 0).sum())
 
 
-@pytest.mark.parametrize(
-    ("law", "nearer", "power"),
-    [
-        (lambda n: 3.0 * n, "N", 1.0),
-        (lambda n: 1.0 + 2.0 * n, "N", None),
-        (lambda n: 1.0 + 2.0 * math.log(n), "log N", None),
-    ],
-)
-def test_the_laws_are_told_apart(law: object, nearer: str, power: float | None) -> None:
-    depths = [2, 4, 8, 16]
-    fit = growth(depths, [law(n) for n in depths])  # type: ignore[operator]
-    assert fit is not None
-    assert fit.nearer == nearer
-    assert max(fit.linear, fit.logarithmic) == pytest.approx(1)
-    if power is not None:
-        assert fit.power == pytest.approx(power)
-
-
-def test_two_depths_tell_no_law() -> None:
-    assert growth([2, 4, 4], [1.0, 2.0, 2.0]) is None
-
-
 def test_the_number_hardly_depends_on_the_size_of_the_noise(batches: list[Batch]) -> None:
     (arm,) = arms(BASE, ["pre"], [], [2])
     first, second = (
@@ -110,7 +93,7 @@ def test_the_number_hardly_depends_on_the_size_of_the_noise(batches: list[Batch]
 
 def test_post_is_more_sensitive_than_pre_and_grows_faster(batches: list[Batch]) -> None:
     """By ratio: from one layer to eight Post-LN's encoder gains more than 1.5 times Pre-LN's factor."""
-    depths = [1, 3, 8]
+    depths = [1, 2, 4, 8]
     found = Sensitivity(draws=3).run(
         arms(BASE, ["post", "pre"], [], depths), batches, SIZES, [1, 2, 3], lambda text: None
     )
@@ -128,4 +111,31 @@ def test_a_label_without_a_depth_is_its_own_family(batches: list[Batch]) -> None
     config = BASE.model_copy(update={"encoder_layers": 1, "decoder_layers": 1})
     finding = Sensitivity(draws=1).run([Arm("pre", config)], batches, SIZES, [1], lambda text: None)
     assert finding.summary == []
-    assert any("three depths" in word for word in finding.words)
+    assert any("four depths" in word or "4 depths" in word for word in finding.words)
+
+
+def test_without_movement_there_is_no_law_and_no_nan(batches: list[Batch], tmp_path: Path) -> None:
+    """ReZero's gates are shut at the start: no matrix moves the output."""
+    pytest.importorskip("matplotlib")
+    chosen = arms(BASE, ["rezero"], [], [1, 2, 3, 4])
+    finding = Sensitivity(draws=1).run(chosen, batches, SIZES, [1, 2], lambda text: None)
+    assert {row[-1] for row in finding.summary} == {"no law"}
+    assert "no law: at some depth the change is 0" in as_text(finding)
+    assert "nan" not in json.dumps(as_json(finding))
+    save_figure(finding, tmp_path / "x.png")
+
+
+def test_the_power_has_an_interval_over_seeds(batches: list[Batch]) -> None:
+    finding = Sensitivity(draws=1).run(
+        arms(BASE, ["post"], [], [1, 2]), batches, SIZES, [1, 2, 3], lambda text: None
+    )
+    row = dict(zip(finding.summary_columns, finding.summary[0], strict=True))
+    assert row["low"] < row["power of N"] < row["high"]
+    assert row["law"] == "too few depths"
+    assert "~ N^" in as_text(finding)
+
+
+@pytest.mark.parametrize("size", [1e-7, 1.0])
+def test_a_size_that_would_measure_rounding_or_no_small_change_is_refused(size: float) -> None:
+    with pytest.raises(ConfigError, match="size"):
+        load(options_of(Sensitivity), None, [f"size={size}"])

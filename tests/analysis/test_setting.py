@@ -11,8 +11,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from transformer.analysis.finding import Finding, as_json, as_text, new_figure, save_figure
-from transformer.analysis.growth import growth
+from transformer.analysis.finding import (
+    COLOURS,
+    Finding,
+    as_json,
+    as_text,
+    estimate,
+    look,
+    new_figure,
+    of_seeds,
+    save_figure,
+    two_decimals,
+)
 from transformer.analysis.interval import interval, line, log_slope, t_quantile
 from transformer.analysis.setting import arms, build, mean_loss, random_batches, real_batches
 from transformer.core.errors import ConfigError
@@ -158,19 +168,25 @@ def test_an_interval_of_two_and_the_slope_of_a_power() -> None:
     assert interval([1.0, 3.0]) == pytest.approx((2 - 12.706205, 2 + 12.706205), abs=1e-5)
     assert line([1, 2, 3], [5, 7, 9]) == pytest.approx((3, 2))
     assert log_slope([6, 8, 14], [3 * depth**-0.5 for depth in (6, 8, 14)]) == pytest.approx(-0.5)
-    assert math.isnan(log_slope([1, 2], [0.0, 1.0]))
+    assert log_slope([1, 2], [0.0, 1.0]) is None
+    assert log_slope([1, 2], [1.0, math.inf]) is None
 
 
-def test_laws_of_growth_are_told_apart() -> None:
-    linear, exponential = [1.5 + 0.9 * l for l in range(7)], [1.5 * 1.8**l for l in range(7)]  # noqa: E741
-    assert (growth(linear).kind, growth(linear).rate) == ("linear", pytest.approx(0.9))
-    assert (growth(exponential).kind, growth(exponential).rate) == ("exponential", pytest.approx(1.8))
-    assert growth([1.5, 1.0, 1.01, 0.99]).kind == "constant"
-    assert growth([1.0, 1.0, 1.2, 1.1, 1.4]).kind == "either"
-    assert growth([1.0, 2.0, 4.0]).kind == "unclear"
-    assert "too few" in growth([1.0, 2.0, 4.0]).words
-    assert growth([1.0, math.inf, 2.0]).kind == "unclear"
-    assert "shrinks exponentially" in growth([4.0, 2.0, 1.0, 0.5, 0.25]).words
+def test_numbers_in_words_have_no_negative_zero_and_one_seed_no_median() -> None:
+    assert [two_decimals(value) for value in (-0.001, 0.0, -0.005001, 1.0)] == [
+        "0.00",
+        "0.00",
+        "-0.01",
+        "1.00",
+    ]
+    assert estimate([-0.001]) == "0.00"
+    assert estimate([1.0, 3.0]) == "2.00 [-10.71, 14.71]"
+    assert (of_seeds(1), of_seeds(3)) == ("one seed", "medians of 3 seeds")
+
+
+def test_arms_of_one_colour_differ_by_marker_too() -> None:
+    looks = [look(number) for number in range(3 * len(COLOURS))]
+    assert len({(each["color"], each["marker"]) for each in looks}) == len(looks)
 
 
 def test_a_finding_goes_through_json_and_lines_up_as_text() -> None:
@@ -191,6 +207,8 @@ def test_equal_findings_make_equal_figures(tmp_path: Path) -> None:
     finding = Finding("x", [], [], draw=lambda figure: figure.subplots().plot([1, 2], [3, 4]))
     for name in ("a.png", "b.png", "a.svg", "a"):
         save_figure(finding, tmp_path / name)
+    with pytest.raises(ConfigError, match=r"a\.bmp: a figure is a \.png, a \.svg or a \.pdf"):
+        save_figure(finding, tmp_path / "a.bmp")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a").read_bytes()[:4] == b"\x89PNG"
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()

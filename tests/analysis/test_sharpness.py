@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,18 +15,20 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from transformer import PLACEMENTS
-from transformer.analysis.setting import Arm, Batch, arms, build, mean_loss, random_batches
-from transformer.analysis.sharpness import (
-    Sharpness,
+from transformer.analysis.curvature import (
     adam_scale,
-    check_fold,
     hessian_product,
     largest_rate,
     scaled,
     top_eigenvalue,
 )
-from transformer.core.errors import ConfigError
+from transformer.analysis.finding import as_json, as_text, new_figure, save_figure
+from transformer.analysis.setting import Arm, Batch, arms, build, mean_loss, random_batches
+from transformer.analysis.sharpness import Sharpness, check_fold, moments_of
+from transformer.analysis.steps import descend
+from transformer.core.errors import CheckpointError, ConfigError
 from transformer.model.config import ModelConfig
+from transformer.training.checkpoint import save_training
 from transformer.training.config import TrainConfig
 from transformer.training.optimizers import make_optimizer
 
@@ -198,3 +202,97 @@ def test_a_norm_with_a_backward_pass_of_its_own_is_refused_with_the_reason(batch
     chosen = arms(base, ["pre"], [{"encoder": "power", "decoder": "layer"}])
     with pytest.raises(ConfigError, match="pre: no product with the Hessian: "):
         Sharpness(updates=0).run(chosen, batches, (20, 20), [1], lambda text: None)
+
+
+def test_a_training_that_breaks_is_told_in_words(batches: list[Batch], tmp_path: Path) -> None:
+    """At a rate of 1e30 the loss after one update is not finite; at 1e8 it may be, and H v not."""
+    pytest.importorskip("matplotlib")
+    base = ModelConfig.model_validate(TINY)
+    finding = Sharpness(updates=2, lr=1e30, iterations=3).run(
+        arms(base, ["pre", "post"]), batches, (20, 20), [1, 2], lambda text: None
+    )
+    assert [row[3:] for row in finding.rows[1::2]] == [[None] * 4] * 2
+    assert "pre: loss or H v is not finite in 2 of 2 runs, after at most 2 updates at rate 1e+30" in as_text(
+        finding
+    )
+    assert "nan" not in json.dumps(as_json(finding))
+    save_figure(finding, tmp_path / "x.png")
+
+
+def test_a_product_that_is_not_finite_has_no_eigenvalue() -> None:
+    assert top_eigenvalue(lambda v: v * math.inf, torch.ones(3), 5, 1e-3) is None
+
+
+def test_an_error_that_is_not_about_second_derivatives_stays_what_it_is(
+    batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr("transformer.analysis.sharpness.hessian_product", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        Sharpness(updates=0).run(
+            arms(ModelConfig.model_validate(TINY)), batches, (20, 20), [1], lambda text: None
+        )
+
+
+def state_of_a_run(folder: Path, optimizer: str, batches: list[Batch]) -> Arm:
+    """A model after two updates and its optimizer, as checkpoints/last holds them."""
+    arm = Arm("run", ModelConfig.model_validate(TINY))
+    model = build(arm, (20, 20), 1)
+    config = TrainConfig.model_validate({"optimizer": optimizer, "betas": [0.8, 0.9], "weight_decay": 0.1})
+    rule = make_optimizer(model, config)
+    for _ in descend(model, batches, rule, [1e-3] * 2):
+        pass
+    save_training(folder / "last", model.state_dict(), {"optimizer": rule.state_dict()}, 2)
+    return Arm("run", arm.config, folder / "last" / "model.safetensors")
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "radam"])
+def test_of_a_runs_last_checkpoint_adam_is_the_runs_own(
+    optimizer: str, batches: list[Batch], tmp_path: Path
+) -> None:
+    arm = state_of_a_run(tmp_path, optimizer, batches)
+    model = build(arm, (20, 20), 1)
+    adam = moments_of(arm.weights, model, TrainConfig())
+    assert adam is not None
+    saved = torch.load(tmp_path / "last" / "trainer.pt", weights_only=True)["optimizer"]["state"]
+    ours = sorted(s["exp_avg_sq"].sum().item() for s in adam.state.values())
+    assert ours == pytest.approx(sorted(s["exp_avg_sq"].sum().item() for s in saved.values()))
+    finding = Sharpness(updates=1, iterations=3).run([arm], batches, (20, 20), [1], lambda text: None)
+    assert finding.rows[0][5] is not None
+    assert finding.rows[0][6] == pytest.approx(18 / finding.rows[0][5])  # b1 of the run is 0.8
+    assert "P is from the second moments that the run's optimizer had" in as_text(finding)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adafactor", "muon", "none"])
+def test_a_run_without_an_adam_gets_a_fresh_one_and_a_sentence(
+    optimizer: str, batches: list[Batch], tmp_path: Path
+) -> None:
+    arm = state_of_a_run(tmp_path, "adam" if optimizer == "none" else optimizer, batches)
+    if optimizer == "none":  # other weights of the run than those of checkpoints/last
+        (tmp_path / "last" / "trainer.pt").unlink()
+    finding = Sharpness(updates=1, iterations=3).run([arm], batches, (20, 20), [1], lambda text: None)
+    assert finding.rows[0][5:] == [None, None]
+    assert "P is that of an Adam which begins at these weights" in as_text(finding)
+
+
+def test_a_damaged_state_is_named(batches: list[Batch], tmp_path: Path) -> None:
+    arm = state_of_a_run(tmp_path, "adam", batches)
+    (tmp_path / "last" / "trainer.pt").write_bytes(b"no")
+    with pytest.raises(CheckpointError, match=r"trainer\.pt: no state of an optimizer"):
+        Sharpness(updates=0).run([arm], batches, (20, 20), [1], lambda text: None)
+
+
+def test_a_line_far_from_the_values_is_said_and_not_drawn(batches: list[Batch]) -> None:
+    pytest.importorskip("matplotlib")
+    base = ModelConfig.model_validate(TINY)
+    finding = Sharpness(updates=1, lr=1e-6, iterations=5).run(
+        arms(base, ["pre"]), batches, (20, 20), [1], lambda text: None
+    )
+    figure = new_figure()
+    assert finding.draw is not None
+    finding.draw(figure)
+    axes = figure.axes[0]
+    assert "2 / lr, lr = 1e-06: 2e+06, far above" in axes.get_title(loc="left")
+    assert axes.get_ylim()[1] < 1e4

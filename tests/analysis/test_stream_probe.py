@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transformer.analysis.finding import as_json, as_text, save_figure
+from transformer.analysis.laws import FEWEST
 from transformer.analysis.setting import Arm, Batch, arms, build, random_batches
 from transformer.analysis.stream import StreamProbe
 from transformer.analysis.watch import Reading, watch
+from transformer.cli.probe import SMALL
 from transformer.core.special import PAD
 from transformer.model.config import ModelConfig
 from transformer.modules.masks import padding_mask
 from transformer.modules.placements import PLACEMENTS
+from transformer.training.monitor import Monitor
 
 BASE = ModelConfig(d_model=16, heads=2, d_ff=24, encoder_layers=2, decoder_layers=2)
 SIZES = (30, 30)
@@ -93,15 +97,13 @@ def test_padding_and_the_cut_into_batches_change_nothing() -> None:
         ("rskip", {"times": 1}, "post"),
         ("xskip", {"scale": 1}, "post"),
         ("admin", {"omega": "linear"}, "post"),
-        ("resi_dual", {}, "post"),  # the first of its streams is Post-LN's; the memory differs
     ],
 )
 def test_placements_that_start_alike_read_alike(
     placement: str, options: dict[str, object], same_as: str
 ) -> None:
     ours, theirs = readings(arm(placement, **options)), readings(arm(same_as))
-    stacks = ["encoder"] if placement == "resi_dual" else ["encoder", "decoder"]
-    for stack in stacks:
+    for stack in ("encoder", "decoder"):
         for one, two in zip(ours[stack], theirs[stack], strict=True):
             assert (one.layer, one.part) == (two.layer, two.part)
             assert one.stream == pytest.approx(two.stream, rel=1e-4)
@@ -137,3 +139,30 @@ def test_the_stack_without_layers_is_left_out_and_the_figure_is_drawn(tmp_path: 
     assert {row[1] for row in finding.rows} == {"decoder"}
     save_figure(finding, tmp_path / "stream.png")
     assert (tmp_path / "stream.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_the_stream_that_leaves_a_layer_is_the_one_that_training_logs(placement: str) -> None:
+    """Of streams of several tensors both read what `close` makes of them without a norm."""
+    one = arm(placement)
+    model = build(one, SIZES, 1, BATCHES[0])
+    monitor = Monitor(model, every=1)
+    observer = monitor.at(1)
+    source, target_in, _ = BATCHES[0]
+    with torch.no_grad(), observer.forward(SimpleNamespace(source=source, target_in=target_in)):
+        model.hidden(source, target_in)
+    logged = monitor.read()
+    assert logged is not None
+    for stack, found in watch(model, BATCHES[:1]).items():
+        above = [reading.stream for reading in found if reading.opens_layer][1:]
+        assert above == pytest.approx(logged[stack]["stream"], rel=1e-3)
+
+
+def test_the_model_that_is_measured_by_default_is_deep_enough_for_a_law() -> None:
+    small = SMALL["model"]
+    assert min(small["encoder_layers"], small["decoder_layers"]) >= FEWEST
+    chosen = arms(ModelConfig(**small), ["post", "pre"])
+    finding = StreamProbe().run(chosen, BATCHES, SIZES, [1, 2], lambda text: None)
+    laws = {row[finding.summary_columns.index("law")] for row in finding.summary}
+    assert "unclear" not in laws
+    assert "linear" in laws

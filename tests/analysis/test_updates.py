@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from transformer.analysis.setting import Arm, Batch, build, mean_loss, random_batches
+from transformer.analysis.finding import as_json, as_text, save_figure
+from transformer.analysis.setting import Arm, Batch, arms, build, mean_loss, random_batches
 from transformer.analysis.updates import ALL, Updates, copies, function, function_change, kinds, update_ratio
 from transformer.model.config import ModelConfig
 
@@ -36,6 +39,13 @@ def test_the_ratio_is_that_of_frobenius_norms_and_the_mean_over_matrices() -> No
     before = [torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2, 2)]
     after = [torch.tensor([[3.0, 3.0], [4.0, 4.0]]), torch.ones(2, 2)]
     assert update_ratio(before, after) == pytest.approx((5 / 5 + 0) / 2)
+
+
+def test_a_matrix_of_zeros_has_no_ratio_and_is_left_out_of_the_mean() -> None:
+    zeros, ones = torch.zeros(2, 2), torch.ones(2, 2)
+    assert update_ratio([zeros, ones], [ones, 1.5 * ones]) == pytest.approx(0.5)
+    assert update_ratio([zeros], [ones]) is None
+    assert update_ratio([ones], [math.inf * ones]) is None
 
 
 def test_the_first_update_of_plain_descent_is_the_rate_times_the_gradient(
@@ -104,3 +114,33 @@ def test_warm_up_makes_the_first_step_of_the_function_smaller(arm: Arm, batches:
     bare, warm = finding.summary
     assert (bare[1], warm[1]) == (0, 100)
     assert 0 < warm[2] < 0.1 * bare[2]
+
+
+def test_a_kind_of_matrix_that_starts_at_0_is_named_and_has_no_nan(
+    batches: list[Batch], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    sizes = {"d_model": 16, "heads": 2, "d_ff": 32, "encoder_layers": 1, "decoder_layers": 1}
+    chosen = arms(ModelConfig.model_validate(sizes), ["fixup"])
+    finding = Updates(updates=3).run(chosen, batches, SIZES, [1, 2], lambda text: None)
+    first = {(row[1], row[2]): row[3] for row in finding.rows}
+    assert first[0, "feed-forward output"] is None
+    assert first[0, "feed-forward hidden"] is not None
+    every = {(row[1], row[2]): row[3:] for row in finding.rows}
+    assert every[0, ALL][0] == 0  # the others get no gradient through the zeros
+    assert every[0, "feed-forward output"][1] > 0.5 > 10 * every[0, ALL][2]
+    (sentence,) = (words for words in finding.words if "W starts at 0" in words)
+    assert sentence.startswith("fixup: ")
+    assert "feed-forward output" in sentence
+    assert "feed-forward hidden" not in sentence
+    assert "nan" not in as_text(finding) + json.dumps(as_json(finding))
+    save_figure(finding, tmp_path / "x.png")
+
+
+def test_a_training_that_breaks_is_told_in_words(arm: Arm, batches: list[Batch], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    finding = Updates(updates=3, lr=1e30).run([arm], batches, SIZES, [1], lambda text: None)
+    assert "no finite number" in finding.words[1]
+    assert "one seed" in finding.words[0]
+    assert "nan" not in as_text(finding) + json.dumps(as_json(finding))
+    save_figure(finding, tmp_path / "x.png")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError
+from .interval import interval, mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LARGEST_FIGURE = 22.0  # inches
+FORMATS = ("png", "svg", "pdf")
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,23 @@ def as_json(finding: Finding) -> dict[str, Any]:
 
 
 def save_figure(finding: Finding, path: Path | str) -> None:
-    """Draw it into a PNG, or an SVG or PDF by the file's ending. ConfigError where that cannot be."""
+    """Draw it into a file of the format that its ending says. ConfigError where that cannot be."""
     if finding.draw is None:
         raise ConfigError(f"{finding.name} draws no figure; its numbers are in the table and in --json FILE")
     figure = new_figure()
     finding.draw(figure)
-    ending = Path(path).suffix.lstrip(".").lower()
-    chosen = ending if ending in ("svg", "pdf") else "png"
+    chosen = figure_format(path)
     # Without the date and the version of the library, equal findings make equal files.
     silent = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}[chosen]
     figure.savefig(path, format=chosen, dpi=150, metadata={silent: None})
+
+
+def figure_format(path: Path | str) -> str:
+    """What the ending says: png (no ending too), svg or pdf. ConfigError for another."""
+    ending = Path(path).suffix.lstrip(".").lower() or "png"
+    if ending not in FORMATS:
+        raise ConfigError(f"{path}: a figure is a .{', a .'.join(FORMATS[:-1])} or a .{FORMATS[-1]}")
+    return ending
 
 
 def new_figure(width: float = 8.0, height: float = 4.5) -> Figure:
@@ -85,12 +94,15 @@ def new_figure(width: float = 8.0, height: float = 4.5) -> Figure:
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour and marker of the arm with this number, for `Axes.plot`; dashes where the colours repeat."""
-    line = ("-", "--", ":")[number // len(COLOURS) % 3]
+    """Colour and marker of the arm with this number, for `Axes.plot`: a pair of its own up to 49 arms.
+
+    Where the colours repeat the lines are dashed too.
+    """
+    round_ = number // len(COLOURS)
     return {
         "color": COLOURS[number % len(COLOURS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": line,
+        "marker": MARKERS[(number + round_) % len(MARKERS)],
+        "linestyle": ("-", "--", ":")[round_ % 3],
         "markersize": 5,
         "linewidth": 1.8,
     }
@@ -138,6 +150,23 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def two_decimals(value: float) -> str:
+    """Two decimals, with no sign before a zero."""
+    text = f"{value:.2f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def estimate(values: Sequence[float]) -> str:
+    """`-0.54 [-0.60, -0.47]`: mean and t interval over the seeds; of one seed the value."""
+    sure = interval(values)
+    return two_decimals(mean(values)) + (f" [{', '.join(map(two_decimals, sure))}]" if sure else "")
+
+
+def of_seeds(count: int) -> str:
+    """What a number over seeds is, in words."""
+    return "one seed" if count == 1 else f"medians of {count} seeds"
 
 
 def _plain(value: Any) -> Any:

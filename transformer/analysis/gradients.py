@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, final
 
@@ -14,9 +15,9 @@ from ..model.transformer import Transformer
 from ..modules.feedforward import FeedForward
 from ..modules.placements import Site, Stack
 from . import theory
-from .finding import Finding
+from .finding import Finding, estimate, two_decimals
 from .gradients_figure import draw
-from .interval import interval, log_slope, mean
+from .interval import interval, known, log_slope, mean
 from .registry import PROBES, Probe, Say
 from .setting import Arm, Batch, arms, build, mean_loss
 from .watch import STACKS
@@ -25,7 +26,7 @@ LAST = "W2"  # the matrix that theorem 1 is about
 THEORY: Stack = (
     "decoder"  # the stack whose last norm the loss stands on; the encoder's gradient comes by M layers
 )
-# The theory's share a of attention lies between these; the truth is nearer to the first at initialisation.
+# The theory's share a of attention lies between these.
 LEAST, MOST = 0.0, 1.0
 STATISTIC = (
     "Frobenius norm of the mean over batches of dL/dW, L the sum of -log p over target tokens divided by"
@@ -96,11 +97,22 @@ class DepthLine:
 
     @property
     def slopes(self) -> list[float]:
-        """One for each seed: the slope of ln |dL/dW2| on ln depth."""
-        return [log_slope(self.depths, values) for values in self.by_seed]
+        """One for each seed: the slope of ln |dL/dW2| on ln depth; none where some seed has none."""
+        return _all(log_slope(self.depths, values) for values in self.by_seed)
+
+    @property
+    def blank(self) -> str:
+        """What the gradient is where there is no slope."""
+        return "0" if all(math.isfinite(norm) for norms in self.by_seed for norm in norms) else "not finite"
 
     def theory_slopes(self) -> list[float]:
-        return [log_slope(self.depths, values) for values in self.theory.values()]
+        return _all(log_slope(self.depths, values) for values in self.theory.values())
+
+
+def _all(slopes: Iterable[float | None]) -> list[float]:
+    found = list(slopes)
+    numbers = [slope for slope in found if slope is not None]
+    return numbers if len(numbers) == len(found) else []
 
 
 @PROBES.register(
@@ -133,6 +145,7 @@ class InitProbe(Probe):
     ) -> None:
         super().__init__()
         self.depths = tuple(dict.fromkeys(depths)) if len(set(depths)) > 1 else ()
+        self.lonely = len(set(depths)) == 1
         self.depth_batches = depth_batches
 
     def run(
@@ -218,9 +231,11 @@ class InitProbe(Probe):
         return [line for pair in lines.values() for line in pair]
 
     def _words(self, lines: Sequence[DepthLine], seeds: int) -> list[str]:
-        if not lines:
-            return [STATISTIC[0].upper() + STATISTIC[1:] + "."]
         words = [f"{STATISTIC[0].upper()}{STATISTIC[1:]}."]
+        if self.lonely:
+            words.append("One depth makes no curve: probe.depths takes two or more.")
+        if not lines:
+            return words
         if seeds > 1:
             words.append(
                 f"slope, low, high: mean and 95 % t interval over {seeds} seeds of the slope of log"
@@ -229,12 +244,15 @@ class InitProbe(Probe):
         else:
             words.append("slope: of log norm on log depth; with one seed there is no interval.")
         for line in lines:
-            slope, sure = mean(line.slopes), interval(line.slopes)
-            text = f"{line.label}, last W2 of the {line.stack}: norm ~ depth^{slope:.2f}"
-            text += f" [{sure[0]:.2f}, {sure[1]:.2f}]" if sure else ""
-            if line.theory:
-                low, high = sorted(line.theory_slopes())
-                text += f"; theory {low:.2f}" + (f" to {high:.2f}" if high - low > 5e-3 else "")
+            text = f"{line.label}, last W2 of the {line.stack}: "
+            if line.slopes:
+                text += f"norm ~ depth^{estimate(line.slopes)}"
+            else:
+                text += f"no slope: the gradient is {line.blank}"
+            if told := line.theory_slopes():
+                low, high = sorted(told)
+                text += f"; theory {two_decimals(low)}"
+                text += f" to {two_decimals(high)}" if high - low > 5e-3 else ""
             words.append(text + ".")
         if any(line.theory for line in lines):
             words.append(
@@ -260,10 +278,11 @@ def _layer_rows(
     for label, found in layers.items():
         for stack, layer in dict.fromkeys((stack, layer) for stack, layer, _ in found):
             norms = (found.get((stack, layer, name)) for name in names)
-            rows.append([label, stack, layer, *(None if n is None else mean(n) for n in norms)])
+            rows.append([label, stack, layer, *(None if n is None else known(mean(n)) for n in norms)])
     return rows
 
 
 def _depth_rows(line: DepthLine) -> Iterator[list[Any]]:
-    sure = interval(line.slopes) or (None, None)
-    yield [line.label, line.stack, *line.means, mean(line.slopes), *sure]
+    sure = (interval(line.slopes) if line.slopes else None) or (None, None)
+    slope = mean(line.slopes) if line.slopes else None
+    yield [line.label, line.stack, *map(known, line.means), slope, *sure]

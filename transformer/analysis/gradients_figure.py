@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..modules.placements import Stack
-from .finding import look, plain, whole_numbers
+from .finding import estimate, look, plain, whole_numbers
 from .interval import interval, mean
 
 if TYPE_CHECKING:
@@ -29,37 +29,40 @@ class Curve(Protocol):
     def stack(self) -> str: ...
     @property
     def slopes(self) -> list[float]: ...
+    @property
+    def blank(self) -> str: ...
 
 
 def draw(figure: Figure, layers: Mapping[str, Layers], curves: Sequence[Curve]) -> None:
-    """Left: W1 and W2 by layer, encoder and decoder beside each other. Right: the last W2 against depth."""
+    """Left: W1 above W2 by layer, encoder beside decoder. Right: the last W2 against depth."""
     stacks = list(dict.fromkeys(stack for found in layers.values() for stack, _, _ in found))
     against = [curve for curve in curves if curve.stack == stacks[-1]]
-    figure.set_size_inches(3.6 * len(stacks) + (5.0 if against else 0.6), 4.6 + 0.1 * len(layers))
+    figure.set_size_inches(3.6 * len(stacks) + (5.0 if against else 0.6), 6.0 + 0.1 * len(layers))
     widths = [1.0] * len(stacks) + ([1.25] if against else [])
-    axes = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
-    for ax, stack in zip(axes, stacks, strict=False):
-        _by_layer(ax, stack, layers)
-        ax.sharey(axes[0])
-    axes[0].set_ylabel("norm of the mean gradient")
-    axes[0].set_ylim(bottom=0)
-    axes[0].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
+    grid = figure.add_gridspec(len(BY_LAYER), len(widths), width_ratios=widths)
+    first: Axes | None = None
+    for row, name in enumerate(BY_LAYER):
+        for column, stack in enumerate(stacks):
+            ax = figure.add_subplot(grid[row, column], sharey=first)
+            first = first or ax
+            _by_layer(ax, stack, name, layers)
+            if column == 0:
+                ax.set_ylabel("norm of the mean gradient")
+            if row == len(BY_LAYER) - 1:
+                ax.set_xlabel("layer, from the bottom")
+                if column == 0:
+                    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.25), ncols=2)
+    assert first is not None
+    first.set_ylim(bottom=0)
     if against:
-        _against_depth(axes[-1], against)
+        _against_depth(figure.add_subplot(grid[:, -1]), against)
 
 
-def _by_layer(ax: Axes, stack: str, layers: Mapping[str, Layers]) -> None:
+def _by_layer(ax: Axes, stack: str, name: str, layers: Mapping[str, Layers]) -> None:
     for number, (label, found) in enumerate(layers.items()):
-        for name in BY_LAYER:
-            points = [
-                (layer, mean(norms)) for (s, layer, n), norms in found.items() if (s, n) == (stack, name)
-            ]
-            style = look(number)
-            if name == BY_LAYER[0]:
-                style |= {"linestyle": "--", "markerfacecolor": "white"}
-            ax.plot(*zip(*points, strict=True), label=f"{label}, {name}", **style)
-    ax.set_title(f"{stack}, by layer", fontsize=11)
-    ax.set_xlabel("layer, from the bottom")
+        points = [(layer, mean(norms)) for (s, layer, n), norms in found.items() if (s, n) == (stack, name)]
+        ax.plot(*zip(*points, strict=True), label=label, **look(number))
+    ax.set_title(f"{name} of the {stack}, by layer", fontsize=11)
     whole_numbers(ax)
     plain(ax)
 
@@ -70,10 +73,12 @@ def _against_depth(ax: Axes, curves: Sequence[Curve]) -> None:
     for number, curve in enumerate(curves):
         style, by_depth = look(number), list(zip(*curve.by_seed, strict=True))
         means = [mean(values) for values in by_depth]
-        sure, slopes = [interval(values) for values in by_depth], interval(curve.slopes)
-        text = f"{curve.label}: slope {mean(curve.slopes):.2f}"
-        text += f" [{slopes[0]:.2f}, {slopes[1]:.2f}]" if slopes else ""
-        ax.plot(curve.depths, means, label=text.replace("-", "\N{MINUS SIGN}"), **style)
+        if not curve.slopes:  # zeros have no place on a logarithmic axis
+            ax.plot([], [], label=f"{curve.label}: no slope, the gradient is {curve.blank}", **style)
+            continue
+        sure = [interval(values) for values in by_depth]
+        text = f"slope {estimate(curve.slopes)}".replace("-", "\N{MINUS SIGN}")
+        ax.plot(curve.depths, means, label=f"{curve.label}: {text}", **style)
         if all(sure):
             low, high = zip(*(pair for pair in sure if pair), strict=True)
             error: Any = [
@@ -82,7 +87,8 @@ def _against_depth(ax: Axes, curves: Sequence[Curve]) -> None:
             ]
             ax.errorbar(curve.depths, means, yerr=error, fmt="none", ecolor=style["color"], capsize=3)
         _theory(ax, curve, means, style["color"])
-    ax.plot([], [], color="0.35", linewidth=6, alpha=0.3, label="theory, through the first mean")
+    if any(curve.theory for curve in curves):
+        ax.plot([], [], color="0.35", linewidth=6, alpha=0.3, label="theory, through the first mean")
     depths = list(dict.fromkeys(depth for curve in curves for depth in curve.depths))
     ax.set_xticks(depths, [f"{depth}+{depth}" for depth in depths])
     ax.minorticks_off()
@@ -92,7 +98,7 @@ def _against_depth(ax: Axes, curves: Sequence[Curve]) -> None:
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
     ax.set_title(f"last W2 of the {curves[0].stack}, against depth", fontsize=11)
     ax.set_xlabel("layers, encoder + decoder (log scale)")
-    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.16))
+    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.1))
     plain(ax)
 
 

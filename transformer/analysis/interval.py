@@ -40,6 +40,11 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
+def known(value: float) -> float | None:
+    """The value; None for one that is not finite: 0/0, or a number beyond the largest."""
+    return value if math.isfinite(value) else None
+
+
 def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
     """Mean -+ t s / sqrt(n), for the mean of independent values; None for fewer than two."""
     n, middle = len(values), mean(values)
@@ -58,8 +63,8 @@ def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     return height - slope * middle, slope
 
 
-def log_slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """The exponent p of y ~ x^p, by least squares of ln y on ln x; nan where some y is 0 or not finite."""
+def log_slope(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """The exponent p of y ~ x^p, by least squares of ln y on ln x; None where some y is 0 or not finite."""
     if not all(0 < value < math.inf for value in y):
-        return math.nan
+        return None
     return line([math.log(a) for a in x], [math.log(b) for b in y])[1]

@@ -25,6 +25,7 @@ from .steps import keep_activations
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TAKES = 1e-4  # the share of the variance from which a norm takes some: float32's rounding is far below
 Passage: TypeAlias = tuple[Tensor, Tensor, Tensor]  # x, dL/dy, dL/dx through the norm alone: (n, D) each
 
 
@@ -34,8 +35,8 @@ class Gradients:
 
     `mean_in`, `mean_out`: root mean square over tokens of the mean over D, relative to the gradient's root
     mean square; 1 is a constant vector. `variance_in`, `variance_out`: mean over tokens of the variance over
-    D. `taken`: 1 - E sigma^2 var(dL/dx) / E var(g), with sigma^2 the variance of the token x; g / sigma, the
-    gradient without the derivatives of mean and deviation, has 0.
+    D. `taken`: 1 - E sigma^2 var(dL/dx) / E var(g), with sigma^2 the variance of the token x and the norm's
+    eps; g / sigma, the gradient without the derivatives of mean and deviation, has 0.
     """
 
     mean_in: float
@@ -45,11 +46,11 @@ class Gradients:
     taken: float
 
 
-def gradients(passage: Passage) -> Gradients:
-    """The statistics of one norm."""
+def gradients(passage: Passage, eps: float = 0.0) -> Gradients:
+    """The statistics of one norm that divides by sqrt(variance + eps)."""
     x, entering, leaving = (part.double() for part in passage)
     variance_in, variance_out = (part.var(-1, correction=0) for part in (entering, leaving))
-    kept = (x.var(-1, correction=0) * variance_out).mean()
+    kept = ((x.var(-1, correction=0) + eps) * variance_out).mean()
     return Gradients(
         _mean_share(entering),
         _mean_share(leaving),
@@ -60,7 +61,8 @@ def gradients(passage: Passage) -> Gradients:
 
 
 def _mean_share(gradient: Tensor) -> float:
-    return float((gradient.mean(-1).square().mean() / gradient.square().mean()).sqrt())
+    square = gradient.square().mean()
+    return float((gradient.mean(-1).square().mean() / square).sqrt()) if square > 0 else 0.0
 
 
 def jacobian_scale(norm: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, iterations: int) -> Tensor:
@@ -230,7 +232,7 @@ class NormBackward(Probe):
                 passage, one = listener.stop(), measured.setdefault(name, Measured(name))
                 if passage is None:
                     continue
-                one.statistics.append(gradients(passage))
+                one.statistics.append(gradients(passage, float(getattr(norm, "eps", 0.0))))
                 if norm.span == "token":
                     draws = torch.Generator().manual_seed(derive_seed(seed, name))
                     x = passage[0][torch.randperm(len(passage[0]), generator=draws)[: self.tokens]]
@@ -257,7 +259,7 @@ def _words(found: dict[str, list[Measured]]) -> list[str]:
             words.append(f"{label}: no norms.")
             continue
         centred = sum(norm.mean("mean_out") < 1e-3 for norm in norms)
-        shrunk = sum(norm.of_tokens and norm.mean("taken") > 1e-5 for norm in norms)
+        shrunk = sum(norm.of_tokens and norm.mean("taken") > TAKES for norm in norms)
         words.append(
             f"{label}: {centred} of {len(norms)} norms re-centre the gradient (mean below 0.001 of its size),"
             f" {shrunk} take from its variance."

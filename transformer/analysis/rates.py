@@ -9,53 +9,53 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Literal, final
+from typing import Annotated, Literal, final
 
 from pydantic import Field
 
 from ..core.configuration import Count, Float, NonNegative, Positive, choice
+from ..core.errors import ConfigError, Problem
 from ..core.signature import Doc
 from ..training.config import TrainConfig
 from ..training.optimizers import OPTIMIZERS, make_optimizer
 from .failing import (
-    BLEW_UP,
     BY_HEART,
-    FELL_BACK,
     LEARNED,
     MEMORISED,
     NEVER_LEARNED,
-    NOT_FINITE,
     REACHED_THE_TOP,
-    SMOOTH,
     Watch,
     exponential_ramp,
     linear_ramp,
 )
-from .finding import COLOURS, Finding, look
+from .finding import Finding
+from .rates_figure import draw
 from .registry import PROBES, Probe, Say
 from .setting import Arm, Batch, build
 from .steps import descend, unigram_entropy
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 @dataclass(frozen=True)
 class Ramp:
-    """How one run went. `rate` is that of the update before the failure; the last one's where none came."""
+    """How one run went. `rate` is that of the update before the failure; the last one's where none came.
+
+    `learned`: was the loss ever below 0.95 of the unigram level? Only then is there a largest rate.
+    """
 
     arm: str
     seed: int
     rate: float
     update: int
     ended: str
-    lowest: float
+    broke_at: int | None  # the first update whose loss is part of the failure
+    learned: bool
+    lowest: float | None
     rates: list[float]
     losses: list[float]
 
     @property
     def failed(self) -> bool:
-        return self.ended in (NOT_FINITE, BLEW_UP, FELL_BACK)
+        return self.broke_at is not None
 
 
 @PROBES.register(
@@ -73,7 +73,9 @@ class MaxRate(Probe):
     Failing is what `Watch` says of the training loss, with the entropy of the batches' target tokens for its
     level. A run that reaches the top without failing is a lower bound, written >=, and so is one that learns
     the batches by heart, after which nothing is left that could fail: there should be batches enough. One
-    that never gets below 0.95 of the level has learned nothing at any rate of this ramp: it has no largest.
+    that never gets below 0.95 of the level has learned nothing at any rate of this ramp: it has no largest,
+    whether it failed or not. Where the first update of all breaks it, < is written before the ramp's first
+    rate.
 
     The paper's ramp is linear, from 0 to 0.05 in 5000 updates. In few updates a linear one passes over the
     small rates before anything is learned; so by default the rate grows by one factor at every update.
@@ -92,12 +94,24 @@ class MaxRate(Probe):
         clip: Annotated[NonNegative, Doc("largest global gradient norm; 0 = no clipping")] = 0.0,
         window: Annotated[Count, Doc("updates in a row above the bar that make a failure")] = 20,
         multiple: Annotated[
-            Positive, Doc("of the first loss, or of the unigram level: the bar before anything is learned")
+            Float,
+            Field(gt=1),
+            Doc("of the first loss, or of the unigram level: the bar before anything is learned"),
         ] = 1.5,
         share: Annotated[
             Float, Field(gt=0, lt=1), Doc("share of what was gained on the unigram level that may be lost")
         ] = 0.5,
     ) -> None:
+        problems = []
+        if ramp == "exponential" and bottom > top:
+            problems.append(Problem("bottom", f"the ramp would fall from {bottom:g} to top, {top:g}"))
+        if multiple <= 1:
+            problems.append(Problem("multiple", f"{multiple:g} times the first loss is no more than that"))
+        if window > steps:
+            message = f"{window} updates in a row do not fit into {steps} steps: no failure could be seen"
+            problems.append(Problem("window", message, hint="give more steps or a shorter window"))
+        if problems:
+            raise ConfigError(problems)
         self.rates = linear_ramp(top, steps) if ramp == "linear" else exponential_ramp(bottom, top, steps)
         self.settings = {"top": top, "steps": steps, "ramp": ramp, "optimizer": optimizer, "clip": clip}
         self.optimizer, self.clip, self.top = optimizer, clip, top
@@ -119,7 +133,7 @@ class MaxRate(Probe):
             "max-lr",
             ["arm", "seed", "largest rate", "update", "ended", "lowest loss"],
             rows,
-            ["arm", "median rate", "lowest", "highest", "failed", "how"],
+            ["arm", "median rate", "lowest", "highest", "trained", "failed", "how"],
             [_summary(label, runs) for label, runs in by_arm.items()],
             self._words(by_arm, level, len(batches)),
             {
@@ -132,7 +146,7 @@ class MaxRate(Probe):
                 "curves": {f"{r.arm} seed {r.seed}": r.losses for r in ramps},
                 "definition": " ".join((Watch.__doc__ or "").split()),
             },
-            partial(_draw, by_arm, level),
+            partial(draw, by_arm, level),
         )
 
     def _ramp(
@@ -151,9 +165,19 @@ class MaxRate(Probe):
         last = max(failure.update - 1, 1) if failure else len(watch.losses)
         ended = failure.kind if failure else _unfailed(watch)
         rate = self.rates[last - 1]
-        say(f"{arm.label}, seed {seed}: {ended}, rate {rate:.3g}")
-        lowest = min((loss for loss in watch.losses if math.isfinite(loss)), default=math.nan)
-        return Ramp(arm.label, seed, rate, last, ended, lowest, self.rates, watch.losses)
+        say(f"{arm.label}, seed {seed}: {ended}, rate {rate:.3g}{', nothing learned' * (not watch.learned)}")
+        return Ramp(
+            arm.label,
+            seed,
+            rate,
+            last,
+            ended,
+            failure.update if failure else None,
+            watch.learned,
+            min(filter(math.isfinite, watch.losses), default=None),
+            self.rates,
+            watch.losses,
+        )
 
     def _words(self, by_arm: dict[str, list[Ramp]], level: float, count: int) -> list[str]:
         middles = {label: _middle(runs) for label, runs in by_arm.items()}
@@ -181,9 +205,13 @@ class MaxRate(Probe):
                 f" level: where nothing is left to learn no failure shows. Give more than {count} batches of"
                 " real text."
             )
-        idle = [label for label, rate in middles.items() if rate is None]
-        if idle:
-            words.append(f"Never below {LEARNED:g} of the unigram level: {', '.join(idle)}; try more steps.")
+        idle = {label: sum(not run.learned for run in runs) for label, runs in by_arm.items()}
+        if any(idle.values()):
+            who = ", ".join(f"{label} {n} of {len(by_arm[label])}" for label, n in idle.items() if n)
+            words.append(
+                f"Never below {LEARNED:g} of the unigram level: {who}. These runs trained at no rate and"
+                " count in no median; try more steps, more batches or a lower probe.bottom."
+            )
         return words
 
 
@@ -194,80 +222,36 @@ def _unfailed(watch: Watch) -> str:
 
 
 def _bound(ramp: Ramp) -> float | str | None:
-    if ramp.ended == NEVER_LEARNED:
-        return None
+    if not ramp.learned:
+        return f"<{ramp.rates[0]:.4g}" if ramp.broke_at == 2 else None
     return ramp.rate if ramp.failed else f">={ramp.rate:.4g}"
 
 
 def _middle(runs: Sequence[Ramp]) -> float | None:
-    rates = [run.rate for run in runs if run.ended != NEVER_LEARNED]
+    rates = [run.rate for run in runs if run.learned]
     return median(rates) if rates else None
 
 
 def _open(runs: Sequence[Ramp]) -> bool:
     """Is the median a lower bound? So where half of the runs that learned anything, or more, did not fail."""
-    known = [run for run in runs if run.ended != NEVER_LEARNED]
+    known = [run for run in runs if run.learned]
     return sum(not run.failed for run in known) * 2 >= len(known)
 
 
 def _summary(label: str, runs: Sequence[Ramp]) -> list[object]:
     ends = Counter(run.ended for run in runs)
     how = ", ".join(f"{kind} {n}" for kind, n in ends.items())
-    known = [run for run in runs if run.ended != NEVER_LEARNED]
-    failed = f"{sum(run.failed for run in runs)} of {len(runs)}"
+    known = [run for run in runs if run.learned]
+    trained, failed = (f"{n} of {len(runs)}" for n in (len(known), sum(run.failed for run in runs)))
     if not known:
-        return [label, None, None, None, failed, how]
+        return [label, None, None, None, trained, failed, how]
     ordered = sorted(known, key=lambda run: run.rate)
     middle = median(run.rate for run in known)
     return [
         label,
         f">={middle:.4g}" if _open(runs) else middle,
         *map(_bound, (ordered[0], ordered[-1])),
+        trained,
         failed,
         how,
     ]
-
-
-def _draw(by_arm: dict[str, list[Ramp]], level: float, figure: Figure) -> None:
-    figure.set_size_inches(10, max(4.2, 1.8 + 0.45 * len(by_arm)))
-    curves, strip = figure.subplots(1, 2, width_ratios=(1.3, 1))
-
-    def bound(loss: float) -> float:
-        return min(loss, 2 * level) if math.isfinite(loss) else 2 * level
-
-    for number, (label, runs) in enumerate(by_arm.items()):
-        style = look(number)
-        for run in runs:
-            first = run is runs[0]
-            kept = range(len(run.losses))
-            losses = [bound(median(run.losses[max(i - SMOOTH + 1, 0) : i + 1])) for i in kept]
-            curves.plot(
-                run.rates[: len(losses)],
-                losses,
-                **{**style, "marker": "", "linewidth": 1.8 if first else 0.8, "alpha": 1 if first else 0.5},
-                label=label if first else None,
-            )
-            if run.failed:
-                at = losses[run.update - 1]
-                curves.plot(run.rate, at, "X", color=style["color"], markeredgecolor="white", markersize=9)
-        rates = [run.rate for run in runs if run.ended != NEVER_LEARNED]
-        strip.plot(rates, [number] * len(rates), **{**style, "linestyle": "", "alpha": 0.75})
-        if rates:
-            strip.plot([median(rates)] * 2, [number - 0.3, number + 0.3], color=style["color"], linewidth=3)
-        for rate in (run.rate for run in runs if run.ended in (REACHED_THE_TOP, BY_HEART)):
-            strip.annotate("≥  ", (rate, number), ha="right", va="center", color=style["color"], fontsize=13)
-    curves.axhline(level, color=COLOURS[-1], linewidth=0.8, linestyle=":", label="unigram level")
-    curves.set(xscale="log", xlabel="learning rate (rises with every update)", ylabel="training loss (nats)")
-    curves.set_title("Loss while the rate rises", loc="left")
-    curves.plot([], [], "X", color="gray", label="before the failure", linestyle="")
-    curves.legend(frameon=False)
-    strip.set(
-        xscale="log",
-        xlim=curves.get_xlim(),
-        xlabel="learning rate before the failure",
-        yticks=range(len(by_arm)),
-    )
-    strip.set_yticklabels(list(by_arm))
-    strip.set_ylim(len(by_arm) - 0.4, -0.6)
-    strip.set_title("Largest rate that trains; bar: median", loc="left")
-    strip.grid(axis="x", alpha=0.3)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, final
 
-import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from ..core.configuration import Count, Positive
+from ..core.configuration import Count, Float
 from ..core.seeding import derive_seed
 from ..core.signature import Doc
 from ..core.special import PAD
 from ..model.transformer import Transformer
-from .finding import Finding, look
+from .finding import Finding, estimate, look
+from .interval import interval, known, mean
+from .laws import FEWEST, DepthLaw, law_of_depth
 from .registry import PROBES, Probe, Say
 from .setting import Arm, Batch, build
 
@@ -59,37 +60,6 @@ def moved(before: Tensor, after: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Growth:
-    """Two laws fitted to y(N) by least squares, with the share of the variance that each explains.
-
-    y = a + b N and y = a + b ln N; `power` is the slope of ln y in ln N.
-    """
-
-    power: float
-    linear: float
-    logarithmic: float
-
-    @property
-    def nearer(self) -> str:
-        return "N" if self.linear > self.logarithmic else "log N"
-
-
-def growth(depths: Sequence[int], values: Sequence[float]) -> Growth | None:
-    """The fits; None with fewer than three depths, where both laws go through all points."""
-    if len(set(depths)) < 3:
-        return None
-    n, y = np.asarray(depths, float), np.asarray(values, float)
-    power = float(np.polyfit(np.log(n), np.log(y), 1)[0])
-    return Growth(power, _explained(n, y), _explained(np.log(n), y))
-
-
-def _explained(x: Any, y: Any) -> float:
-    left = y - np.polyval(np.polyfit(x, y, 1), x)
-    total = float(((y - y.mean()) ** 2).sum())
-    return 1 - float((left**2).sum()) / total if total > 0 else math.nan
-
-
-@dataclass(frozen=True)
 class Point:
     """One arm: its family (what its label is without the depth), its depths, and a value for each seed."""
 
@@ -104,7 +74,7 @@ class Point:
     title="Sensitivity of the output to the weights",
     equation="E ||F(theta + delta) - F(theta)||^2 / (size^2 E ||F(theta)||^2), delta Gaussian",
     paper="Liu et al. 2020, arXiv 2004.08249: O(N) for Post-LN, O(log N) for Pre-LN",
-    note="Give several depths for the fit: --depths 2,4,8,16.",
+    note="Give several depths: two for the power of N, four to tell N from log N: --depths 2,4,8,16.",
 )
 @final
 class Sensitivity(Probe):
@@ -112,6 +82,8 @@ class Sensitivity(Probe):
 
     In units of size^2, so that the number hardly depends on the size while that is small. The decoder's
     number holds what reaches it through the memory. Mean over `draws` and seeds.
+
+    A `size` near float32's precision, 6e-8, would measure rounding, and one near 1 is no small change.
     """
 
     checkpoint = True
@@ -119,7 +91,9 @@ class Sensitivity(Probe):
     def __init__(
         self,
         *,
-        size: Annotated[Positive, Doc("of the noise, relative to each matrix")] = 0.01,
+        size: Annotated[
+            Float, Field(ge=1e-4, le=0.5), Doc("of the noise, relative to each matrix: 1e-4 to 0.5")
+        ] = 0.01,
         draws: Annotated[Count, Doc("perturbations for each seed")] = 4,
     ) -> None:
         self.size, self.draws = size, draws
@@ -134,28 +108,28 @@ class Sensitivity(Probe):
     ) -> Finding:
         points = [self._point(arm, batches[0], sizes, seeds, say) for arm in arms]
         rows = [
-            [point.arm, depth, stack, float(np.mean(values)), min(values), max(values)]
+            [point.arm, depth, stack, *(known(of(values)) for of in (mean, min, max))]
             for point in points
             for stack, depth, values in zip(STACKS, point.depths, point.values, strict=True)
             if depth
         ]
-        fits = {
-            (family, stack): growth(*_series(points, family, i))
+        laws = {
+            (family, stack): law_of_depth(*_series(points, family, i))
             for family in dict.fromkeys(point.family for point in points)
             for i, stack in enumerate(STACKS)
         }
         summary = [
-            [family, stack, fit.power, fit.linear, fit.logarithmic, fit.nearer]
-            for (family, stack), fit in fits.items()
-            if fit
+            [family, stack, *_power(law), law.linear, law.logarithmic, law.kind]
+            for (family, stack), law in laws.items()
+            if law
         ]
         return Finding(
             "sensitivity",
             ["arm", "layers", "stack", "moved", "lowest seed", "highest seed"],
             rows,
-            ["arm", "stack", "power of N", "R2 of a + b N", "R2 of a + b ln N", "nearer to"],
+            ["arm", "stack", "power of N", "low", "high", "R2 of a + b N", "R2 of a + b ln N", "law"],
             summary,
-            self._words(fits, len(seeds)),
+            self._words(laws, len(seeds)),
             {
                 "size": self.size,
                 "draws": self.draws,
@@ -163,7 +137,7 @@ class Sensitivity(Probe):
                 "definition": (moved.__doc__ or "") + " In units of size^2.",
                 "perturbed": "all matrices of attention and feed-forward; no embeddings, norms, biases",
             },
-            partial(_draw, points, fits),
+            partial(_draw, points, laws),
         )
 
     def _point(self, arm: Arm, batch: Batch, sizes: tuple[int, int], seeds: Sequence[int], say: Say) -> Point:
@@ -182,45 +156,60 @@ class Sensitivity(Probe):
             say(f"{arm.label}, seed {seed}: encoder {values[0][-1]:.3g}, decoder {values[1][-1]:.3g}")
         return Point(arm.label, arm.label.removesuffix(f" {depths[0]}+{depths[1]}"), depths, values)
 
-    def _words(self, fits: dict[tuple[str, str], Growth | None], seeds: int) -> list[str]:
+    def _words(self, laws: dict[tuple[str, str], DepthLaw | None], seeds: int) -> list[str]:
         words = [
             "Mean square change of a stack's output, relative to its mean square, in units of size^2;"
-            f" noise of {self.size:g}, {self.draws} draws, {seeds} seeds.",
+            f" noise of {self.size:g}, {self.draws} draws, {seeds} seed{'s' * (seeds > 1)}.",
         ]
-        for (family, stack), fit in fits.items():
-            if fit:
-                words.append(
-                    f"{family}, {stack}: grows like N^{fit.power:.2f}; nearer to {fit.nearer}"
-                    f" (R2 {fit.linear:.3f} for N, {fit.logarithmic:.3f} for log N)."
-                )
-        if not any(fits.values()):
-            words.append("A law of growth needs three depths or more: --depths 2,4,8,16.")
+        words += [f"{' '.join(key)}: {_in_words(law)}." for key, law in laws.items() if law]
+        if any(law and law.powers for law in laws.values()):
+            spread = "mean and 95 % t interval over the seeds" if seeds > 1 else "of one seed, no interval"
+            words.append(f"The power is the slope of the logarithm on ln N, {spread}.")
+        if not any(laws.values()):
+            words.append(f"A law of growth needs {FEWEST} depths or more: --depths 2,4,8,16.")
         return words
 
 
-def _series(points: Sequence[Point], family: str, stack: int) -> tuple[list[int], list[float]]:
+def _power(law: DepthLaw) -> list[float | None]:
+    """Mean and interval of the power of N."""
+    low, high = (interval(law.powers) if law.powers else None) or (None, None)
+    return [mean(law.powers) if law.powers else None, low, high]
+
+
+def _in_words(law: DepthLaw) -> str:
+    if law.kind == "no law":
+        return "no law: at some depth the change is 0 or not finite"
+    text = f"~ N^{estimate(law.powers)}"
+    if law.linear is None or law.logarithmic is None:
+        few = f"fewer than {FEWEST} depths do not tell N from log N"
+        return f"{text}; {few if law.kind != 'constant' else 'the same within 10 % at all depths'}"
+    r2 = f"R2 {law.linear:.3f} for N, {law.logarithmic:.3f} for log N"
+    if law.kind == "either":
+        return f"{text}; N and log N are not told apart ({r2})"
+    return f"{text}; along {law.kind} ({r2})"
+
+
+def _series(points: Sequence[Point], family: str, stack: int) -> tuple[list[int], list[list[float]]]:
+    """The depths of a family from the lowest, and for each seed the values there."""
     chosen = [point for point in points if point.family == family and point.depths[stack]]
-    return [p.depths[stack] for p in chosen], [float(np.mean(p.values[stack])) for p in chosen]
+    chosen.sort(key=lambda point: point.depths[stack])
+    by_seed = zip(*(point.values[stack] for point in chosen), strict=True)
+    return [point.depths[stack] for point in chosen], [list(values) for values in by_seed]
 
 
-def _draw(points: Sequence[Point], fits: dict[tuple[str, str], Growth | None], figure: Figure) -> None:
+def _draw(points: Sequence[Point], laws: dict[tuple[str, str], DepthLaw | None], figure: Figure) -> None:
     figure.set_size_inches(10, 4.4)
     panels = figure.subplots(1, 2)
     families = list(dict.fromkeys(point.family for point in points))
     for i, (axes, stack) in enumerate(zip(panels, STACKS, strict=True)):
         for number, family in enumerate(families):
-            depths, means = _series(points, family, i)
-            fit = fits[family, stack]
-            order = np.argsort(depths)
-            axes.plot(
-                [depths[j] for j in order],
-                [means[j] for j in order],
-                **look(number),
-                label=f"{family}: N^{fit.power:.2f}, nearer to {fit.nearer}" if fit else family,
-            )
-            for point in (p for p in points if p.family == family):
-                values = point.values[i]
-                ends = [point.depths[i]] * 2, [min(values), max(values)]
+            depths, by_seed = _series(points, family, i)
+            law = laws[family, stack]
+            label = f"{family}: {law.kind}" if law else family
+            label += f", N^{estimate(law.powers)}" if law and law.powers else ""
+            axes.plot(depths, [mean(at) for at in zip(*by_seed, strict=True)], **look(number), label=label)
+            for depth, at in zip(depths, zip(*by_seed, strict=True), strict=True):
+                ends = [depth] * 2, [min(at), max(at)]
                 axes.plot(*ends, color=look(number)["color"], linewidth=1, alpha=0.6)
         axes.set_title(f"Output of the {stack}", loc="left")
         axes.set(xlabel="layers of the stack", xticks=sorted({point.depths[i] for point in points}))

@@ -3,118 +3,79 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, final
+from typing import TYPE_CHECKING, Annotated, Any, final
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from ..core.configuration import Count, CountOrZero, Positive
-from ..core.errors import ConfigError
+from ..core.errors import CheckpointError, ConfigError
 from ..core.seeding import derive_seed
 from ..core.signature import Doc
 from ..model.transformer import Transformer
+from ..training.checkpoint import STATE
 from ..training.config import TrainConfig
 from ..training.optimizers import make_optimizer
-from .finding import COLOURS, MARKERS, Finding
+from .curvature import Eigenvalue, adam_scale, hessian_product, largest_rate, scaled, top_eigenvalue
+from .finding import COLOURS, MARKERS, Finding, of_seeds
 from .registry import PROBES, Probe, Say
 from .setting import Arm, Batch, build, mean_loss
-from .steps import descend, keep_activations, parameter_vector
+from .steps import descend, keep_activations
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Product: TypeAlias = Callable[[Tensor], Tensor]  # v -> H v
-
-
-@dataclass(frozen=True)
-class Eigenvalue:
-    """What the iteration found; `settled` says whether an eigenvalue is known to be that near."""
-
-    value: float
-    iterations: int
-    settled: bool
-
-
-def hessian_product(loss: Tensor, parameters: Sequence[Tensor]) -> Product:
-    """V -> H v for the Hessian of a loss: the gradient of <dL/dw, v>. Vectors are flat."""
-    gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-    flat = parameter_vector(gradients)
-
-    def product(vector: Tensor) -> Tensor:
-        rows = torch.autograd.grad(flat @ vector, parameters, retain_graph=True, materialize_grads=True)
-        return parameter_vector(rows)
-
-    return product
-
-
-def scaled(product: Product, scale: Tensor) -> Product:
-    """V -> D H D v for a diagonal D: its eigenvalues are those of D^2 H."""
-    return lambda vector: scale * product(scale * vector)
-
-
-def top_eigenvalue(product: Product, start: Tensor, iterations: int, tolerance: float) -> Eigenvalue:
-    """The algebraically largest eigenvalue of a symmetric matrix A, by Lanczos' iteration from `start`.
-
-    Power iteration that keeps its history: the top eigenvalue of A in the space of v, A v, A^2 v, ..., made
-    orthonormal in full. So a large negative eigenvalue is not in the way. It stops when some eigenvalue is
-    known to lie within `tolerance` of the value found, relative to it.
-    """
-    basis = [start / start.norm()]
-    diagonal: list[float] = []
-    beside: list[float] = []
-    value = math.nan
-    for iteration in range(1, min(iterations, start.numel()) + 1):
-        image = product(basis[-1])
-        diagonal.append(float(basis[-1] @ image))
-        for _ in range(2):  # twice is enough for rounding
-            for vector in basis:
-                image -= (vector @ image) * vector
-        values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
-        value, left = float(values[-1]), float(image.norm())
-        if abs(left * vectors[-1, -1]) <= tolerance * abs(value):
-            return Eigenvalue(value, iteration, True)
-        beside.append(left)
-        basis.append(image / left)
-    return Eigenvalue(value, len(diagonal), len(diagonal) == start.numel())
-
-
-def largest_rate(curvature: float, momentum: float = 0.0) -> float:
-    """The rate above which a quadratic of this curvature diverges: 2 (1 + b) / ((1 - b) curvature).
-
-    For m <- b m + (1 - b) g, w <- w - lr m, whose modes are the roots of
-    z^2 - (1 + b - lr (1 - b) curvature) z + b: both are inside the unit circle below that rate. With b = 0 it
-    is plain descent's 2 / curvature, with b = 0.9 it is 38 / curvature. Infinite without curvature.
-    """
-    return 2 * (1 + momentum) / ((1 - momentum) * curvature) if curvature > 0 else math.inf
-
-
-def adam_scale(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Tensor:
-    """P^(-1/2) of Adam's preconditioner P = diag(sqrt(v / (1 - b2^t)) + eps), flat."""
-    roots = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            unbiased = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
-            roots.append((id(parameter), (unbiased.sqrt() + group["eps"]).rsqrt()))
-    by_parameter = dict(roots)
-    return parameter_vector(by_parameter[id(parameter)] for parameter in parameters)
+# Torch's words where an operation has no second derivative; other errors are not about that. The last is of
+# norms that move running statistics in the backward pass.
+NO_SECOND = ("differentiate twice", "double backward", "is not implemented", "modified by an inplace")
+FAR = 10.0  # how far beyond the values a line may be, as a factor, to be drawn
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """Sharpness of one run at one update; the preconditioned one only where Adam has seen gradients."""
+    """Sharpness of one run at one update: None where it is not finite.
+
+    `adam`, the preconditioned one, is None too before Adam has seen gradients.
+    """
 
     update: int
-    plain: Eigenvalue
+    plain: Eigenvalue | None
     adam: Eigenvalue | None
-    loss: float
+    loss: float | None
+    momentum: float  # b1 of the Adam
+
+    @property
+    def both(self) -> tuple[Eigenvalue | None, Eigenvalue | None]:
+        return self.plain, self.adam
+
+
+def moments_of(weights: Path | None, model: Transformer, config: TrainConfig) -> Optimizer | None:
+    """The Adam of a run with what it has seen; None where no state of an Adam lies beside the weights.
+
+    It does in checkpoints/last. AdamW and RAdam have the same second moments. No weights decay from here on.
+    """
+    path = None if weights is None else weights.parent / STATE
+    if path is None or not path.is_file():
+        return None
+    optimizer = make_optimizer(model, config)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["optimizer"]
+        seen = state.get("state", {}).values()
+        if not seen or not all("exp_avg_sq" in each for each in seen):
+            return None
+        optimizer.load_state_dict(state)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: no state of an optimizer of this model ({error})") from error
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    return optimizer
 
 
 @PROBES.register(
@@ -128,8 +89,9 @@ class Curvature:
 class Sharpness(Probe):
     """Lanczos' iteration with products H v on one batch, at the start and after `updates` of Adam.
 
-    P = diag(sqrt(v / (1 - b2^t)) + eps) of Adam's second moments after those updates. All parameters count,
-    embeddings and norms too.
+    P = diag(sqrt(v / (1 - b2^t)) + eps) of Adam's second moments after those updates. Of a run's
+    checkpoints/last the Adam is the run's own, so there is a P at the start too; all else starts with a fresh
+    one. All parameters count, embeddings and norms too.
     """
 
     checkpoint = True
@@ -158,27 +120,30 @@ class Sharpness(Probe):
             for seed in seeds:
                 try:
                     measured = self._run(arm, seed, batches, sizes)
-                except RuntimeError as error:  # torch's word for an operation without a second derivative
+                except RuntimeError as error:
                     reason = str(error).partition("\n")[0]
+                    if not any(words in reason for words in NO_SECOND):
+                        raise
                     raise ConfigError(f"{arm.label}: no product with the Hessian: {reason}") from error
                 found.setdefault(arm.label, []).append(measured)
-                shown = ", ".join(f"{m.plain.value:.3g} at update {m.update}" for m in measured)
+                shown = ", ".join(f"{_number(m.plain)} at update {m.update}" for m in measured)
                 say(f"{arm.label}, seed {seed}: sharpness {shown}")
-        b1 = self.config.betas[0]
+        b1 = next(iter(found.values()))[0][-1].momentum
         rows = []
         for label, runs in found.items():
             for at in zip(*runs, strict=True):
-                plain = median(m.plain.value for m in at)
-                adam = median(m.adam.value for m in at if m.adam) if at[0].adam else None
-                safe = largest_rate(adam, b1) if adam is not None else None
-                loss = median(m.loss for m in at)
-                rows.append([label, at[0].update, loss, plain, largest_rate(plain), adam, safe])
+                loss = _median([m.loss for m in at])
+                plain, adam = (
+                    _median([e and e.value for e in es]) for es in zip(*(m.both for m in at), strict=True)
+                )
+                safe = [None if e is None else largest_rate(e, b) for e, b in ((plain, 0.0), (adam, b1))]
+                rows.append([label, at[0].update, loss, plain, safe[0], adam, safe[1]])
         columns = ["arm", "update", "loss", "sharpness", "2 / sharpness", "Adam's", "its largest rate"]
         return Finding(
             "sharpness",
             columns,
             rows,
-            words=self._words(found, len(seeds)),
+            words=self._words(found, len(seeds), b1) + _whose_adam(arms, found),
             facts={
                 "updates": self.updates,
                 "lr": self.lr,
@@ -197,9 +162,10 @@ class Sharpness(Probe):
     def _run(self, arm: Arm, seed: int, batches: list[Batch], sizes: tuple[int, int]) -> list[Curvature]:
         model = build(arm, sizes, seed, batches[0])
         check_fold(model, batches[0], arm.label)
-        measured = [self._measure(model, batches[0], seed, 0, None)]
+        optimizer = moments_of(arm.weights, model, self.config)
+        measured = [self._measure(model, batches[0], seed, 0, optimizer)]
         if self.updates:
-            optimizer = make_optimizer(model, self.config)
+            optimizer = optimizer or make_optimizer(model, self.config)
             for _ in descend(model, batches, optimizer, [self.lr] * self.updates):
                 pass
             measured.append(self._measure(model, batches[0], seed, self.updates, optimizer))
@@ -209,8 +175,11 @@ class Sharpness(Probe):
         self, model: Transformer, batch: Batch, seed: int, update: int, optimizer: Optimizer | None
     ) -> Curvature:
         parameters = [p for p in model.parameters() if p.requires_grad]
+        b1 = optimizer.param_groups[0]["betas"][0] if optimizer else self.config.betas[0]
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
             loss = mean_loss(model, batch)
+            if not loss.isfinite():
+                return Curvature(update, None, None, None, b1)
             product = hessian_product(loss, parameters)
             draws = torch.Generator().manual_seed(derive_seed(seed, "first vector"))
             start = torch.randn(sum(p.numel() for p in parameters), generator=draws).to(loss)
@@ -219,16 +188,23 @@ class Sharpness(Probe):
             if optimizer is not None:
                 preconditioned = scaled(product, adam_scale(optimizer, parameters))
                 adam = top_eigenvalue(preconditioned, start, self.iterations, self.tolerance)
-        return Curvature(update, plain, adam, loss.item())
+        return Curvature(update, plain, adam, loss.item(), b1)
 
-    def _words(self, found: dict[str, list[list[Curvature]]], seeds: int) -> list[str]:
-        b1 = self.config.betas[0]
+    def _words(self, found: dict[str, list[list[Curvature]]], seeds: int, b1: float) -> list[str]:
         words = [
-            f"Medians of {seeds} seeds. Plain descent at a rate above 2 / sharpness is unstable; Adam with"
-            f" beta1 {b1:g} above {largest_rate(1, b1):.3g} / (sharpness of P^-1 H), while P stays as it is.",
+            f"{of_seeds(seeds).capitalize()}. Plain descent at a rate above 2 / sharpness is unstable; Adam"
+            f" with beta1 {b1:g} above {largest_rate(1, b1):.3g} / (sharpness of P^-1 H), while P stays as it"
+            " is.",
         ]
+        for label, runs in found.items():
+            broken = sum(run[-1].plain is None for run in runs)
+            if broken:
+                words.append(
+                    f"{label}: loss or H v is not finite in {broken} of {len(runs)} runs, after at most"
+                    f" {self.updates} updates at rate {self.lr:g}; no number where it is not."
+                )
         everyone = [m for runs in found.values() for run in runs for m in run]
-        moving = [e for m in everyone for e in (m.plain, m.adam) if e and not e.settled]
+        moving = [e for m in everyone for e in m.both if e and not e.settled]
         if moving:
             words.append(
                 f"{len(moving)} of the eigenvalues are not known to {self.tolerance:g} of themselves after"
@@ -246,14 +222,37 @@ def check_fold(model: Transformer, batch: Batch, label: str) -> None:
         raise ConfigError(f"{label}: sharpness needs second derivatives, which this placement does not have")
 
 
+def _whose_adam(arms: Sequence[Arm], found: dict[str, list[list[Curvature]]]) -> list[str]:
+    """Of trained weights: is P that of the run?"""
+    trained = [arm.label for arm in arms if arm.weights is not None]
+    return [
+        f"{label}: P is from the second moments that the run's optimizer had."
+        if found[label][0][0].adam
+        else f"{label}: P is that of an Adam which begins at these weights, not of the run's optimizer, whose"
+        " moments are kept for checkpoints/last alone (--checkpoint last)."
+        for label in trained
+    ]
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    """Over seeds; None where one of them has none."""
+    numbers = [value for value in values if value is not None]
+    return median(numbers) if len(numbers) == len(values) else None
+
+
+def _number(eigenvalue: Eigenvalue | None) -> str:
+    return "not finite" if eigenvalue is None else f"{eigenvalue.value:.3g}"
+
+
 def _plain(measured: Curvature) -> dict[str, Any]:
+    plain, adam = measured.both
     return {
         "update": measured.update,
         "loss": measured.loss,
-        "sharpness": measured.plain.value,
-        "settled": measured.plain.settled,
-        "adam": measured.adam.value if measured.adam else None,
-        "adam_settled": measured.adam.settled if measured.adam else None,
+        "sharpness": plain and plain.value,
+        "settled": plain and plain.settled,
+        "adam": adam and adam.value,
+        "adam_settled": adam and adam.settled,
     }
 
 
@@ -261,24 +260,28 @@ def _draw(found: dict[str, list[list[Curvature]]], lr: float, momentum: float, f
     figure.set_size_inches(10, 4.4)
     panels = figure.subplots(1, 2)
     allowed = (largest_rate(lr), largest_rate(lr, momentum))
-    titles = (
-        f"Hessian H; dashed: 2 / lr, lr = {lr:g}",
-        f"Adam's P⁻¹H; dashed: {largest_rate(1, momentum):.3g} / lr",
-    )
+    lines = f"2 / lr, lr = {lr:g}", f"{largest_rate(1, momentum):.3g} / lr"
     updates = sorted({m.update for runs in found.values() for run in runs for m in run})
-    for i, (axes, title) in enumerate(zip(panels, titles, strict=True)):
+    for i, (axes, line, title) in enumerate(zip(panels, lines, ("Hessian H", "Adam's P⁻¹H"), strict=True)):
+        values = []
         for number, runs in enumerate(found.values()):
             for run in runs:
                 for m in run:
-                    eigenvalue = m.adam if i else m.plain
+                    eigenvalue = m.both[i]
                     if eigenvalue and eigenvalue.value > 0:
                         late = updates.index(m.update)
-                        place = number + (late - (len(updates) - 1) / 2) * (0 if i else 0.3)
+                        place = number + (late - (len(updates) - 1) / 2) * 0.3
                         axes.plot(place, eigenvalue.value, MARKERS[late], color=COLOURS[late], alpha=0.8)
-        axes.axhline(allowed[i], color=COLOURS[-1], linewidth=1, linestyle="--")
+                        values.append(eigenvalue.value)
+        if values and min(values) / FAR < allowed[i] < max(values) * FAR:
+            axes.axhline(allowed[i], color=COLOURS[-1], linewidth=1, linestyle="--")
+            title += f"; dashed: {line}"
+        elif values:
+            side = "above" if allowed[i] > max(values) else "below"
+            title += f"; {line}: {allowed[i]:.3g}, far {side}"
         axes.set(yscale="log", xticks=range(len(found)), xlim=(-0.6, len(found) - 0.4))
         axes.set_xticklabels(list(found))
-        axes.set_title(title, loc="left")
+        axes.set_title(title, loc="left", fontsize=11)
         axes.grid(axis="y", alpha=0.25)
     panels[0].set_ylabel("largest eigenvalue")
     for late, update in enumerate(updates):

@@ -9,7 +9,7 @@ from typing import Any, final
 from ..modules.placements import Stack
 from . import theory
 from .finding import Finding
-from .growth import Growth, growth
+from .laws import LayerLaw, law_of_layers
 from .registry import PROBES, Probe, Say
 from .setting import Arm, Batch, build
 from .stream_figure import draw
@@ -24,8 +24,8 @@ DEFINITIONS = {
     "share": "root of branch / stream: |f| / |x|",
     "cosine": "mean over tokens of the cosine of the stream below and above the layer, at its last site",
     "largest": "largest absolute value of the stream before the site",
-    "stream of several tensors": "the first one (resi_dual x, reversible a, b2t and rezero x); hyper: the"
-    " mean of its streams",
+    "stream of several tensors": "what the stack would hand on without a norm: resi_dual x + d, reversible"
+    " (a + b) / 2, b2t and rezero x, hyper the mean of its streams",
 }
 
 
@@ -36,7 +36,7 @@ class StackOfStream:
     label: str
     stack: Stack
     readings: list[Reading]
-    growth: Growth
+    law: LayerLaw
     last_norm_reads: float | None
     theory: tuple[list[float], list[float]] | None  # for a = 0 and a = 1: the last norm's, at depth 1, 2, ...
 
@@ -51,7 +51,7 @@ class StackOfStream:
     title="The residual stream",
     equation="mean x^2, |f(x)| / |x|, cos(x_l, x_(l+1)), max |x|",
     paper="Xiong et al. 2020, arXiv 2002.04745, lemma 2; Liu et al. 2020, arXiv 2004.08249 (branch share)",
-    note="At initialisation, or of a run's weights. Of several tensors the first; hyper: the streams' mean.",
+    note="At initialisation, or of a run's weights. Of several tensors what the stack would hand on.",
 )
 @final
 class StreamProbe(Probe):
@@ -104,7 +104,12 @@ def _averaged(arm: Arm, stack: Stack, found: Sequence[Sequence[Reading]]) -> Sta
         ]
         told = (ends[0], ends[1]) if all(ends) else None
     return StackOfStream(
-        arm.label, stack, readings, growth(layer_values(readings)), norms[-1] if norms else None, told
+        arm.label,
+        stack,
+        readings,
+        law_of_layers([layer_values(one) for one in found]),
+        norms[-1] if norms else None,
+        told,
     )
 
 
@@ -115,7 +120,7 @@ def _row(label: str, stack: Stack, r: Reading) -> list[Any]:
 def _summary(each: StackOfStream) -> list[Any]:
     values = each.by_layer
     low, high = (sorted(end[-1] for end in each.theory)) if each.theory else (None, None)
-    law = each.growth
+    law = each.law
     return [
         each.label,
         each.stack,
@@ -135,7 +140,7 @@ def _words(stacks: Sequence[StackOfStream]) -> list[str]:
         " below and above a layer."
     ]
     for each in stacks:
-        text = f"{each.label}, {each.stack}: {each.growth.words}."
+        text = f"{each.label}, {each.stack}: {each.law.words}."
         if each.theory is not None and each.last_norm_reads is not None:
             low, high = sorted(end[-1] for end in each.theory)
             told = f"{low:.3f}" if high - low < 5e-4 else f"{low:.2f} to {high:.2f}"

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import TypeAlias
 
 import torch
@@ -46,7 +45,7 @@ def embedding_mean_square(config: ModelConfig) -> float:
     return 1 + (1 / config.d_model if config.positions == "learned" else 0.5)
 
 
-def growth(config: ModelConfig, stack: Stack, attention: float) -> float:
+def added_by_layer(config: ModelConfig, stack: Stack, attention: float) -> float:
     """c: what a Pre-LN layer adds to the mean square, with a = `attention`."""
     return feedforward_variance(config) + ATTENTION_PARTS[stack] * attention
 
@@ -54,7 +53,9 @@ def growth(config: ModelConfig, stack: Stack, attention: float) -> float:
 # What the last norm of a stack reads when it is `layers` deep: by class, because each is a derivation.
 LAST_NORM_READS: dict[type[Placement], Law] = {
     PostLN: lambda config, stack, layers, a: 1 + feedforward_variance(config),
-    PreLN: lambda config, stack, layers, a: embedding_mean_square(config) + layers * growth(config, stack, a),
+    PreLN: lambda config, stack, layers, a: (
+        embedding_mean_square(config) + layers * added_by_layer(config, stack, a)
+    ),
 }
 
 
@@ -81,14 +82,14 @@ def last_gradient(config: ModelConfig, stack: Stack, layers: int, attention: flo
 def _unit_mean_square(config: ModelConfig, stack: Stack) -> bool:
     """Do all norms of a stack return a mean square of 1 for one token's vector of any scale?"""
     needs = [need for need in norm_needs(config) if need.stack == stack]
-    return all(_is_unit(config.norm_of(stack, need.layer, need.part)) for need in needs)
+    names = {config.norm_of(stack, need.layer, need.part) for need in needs}
+    return all(_is_unit(name, config) for name in names)
 
 
-@cache
-def _is_unit(name: str) -> bool:
-    norm = NORMS[name]
-    if norm.span != "token":
+def _is_unit(name: str, config: ModelConfig) -> bool:
+    if NORMS[name].span != "token":
         return False
-    draws = torch.randn(4, 256, generator=torch.Generator().manual_seed(0)) * 3
-    read = norm(256, 1e-5).eval()(draws)
+    norm = NORMS[name](config.d_model, config.norm_eps, **config.norm_options_of(name)).eval()
+    draws = torch.randn(4, config.d_model, generator=torch.Generator().manual_seed(0))
+    read = norm(torch.cat([draws, 3 * draws]))
     return bool((read.square().mean(-1) - 1).abs().max() < 0.01)

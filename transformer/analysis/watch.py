@@ -23,6 +23,7 @@ from .setting import Batch
 
 STACKS: tuple[Stack, ...] = ("encoder", "decoder")
 TOP = "top"
+AS_IT_IS = nn.Identity()
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,9 @@ class Reading:
         return cls(**values)
 
 
-def first(stream: Stream) -> Tensor:
-    """What stands for a stream, (B, L, D): its first tensor; of stacked streams (B, L, n, D) their mean."""
-    tensor: Tensor = stream if isinstance(stream, Tensor) else stream[0]
-    return tensor.mean(2) if tensor.dim() == 4 else tensor
+def handed_on(placement: Placement, stream: Stream) -> Tensor:
+    """What stands for a stream, (B, L, D): what its stack would hand on without a norm."""
+    return placement.close(stream, AS_IT_IS)
 
 
 class _Mean:
@@ -132,7 +132,7 @@ class _StackWatch:
             on(self.final_norm, True, partial(self._norm, self.top))
 
     def _before(self, site: _Site, placement: Placement, inputs: tuple[Any, ...]) -> None:
-        x = self._tokens(first(inputs[0]))
+        x = self._tokens(handed_on(placement, inputs[0]))
         site.stream.add_squares(x)
         if placement.site.opens_layer:
             self.below = x
@@ -140,7 +140,7 @@ class _StackWatch:
     def _after(self, placement: Placement, inputs: tuple[Any, ...], stream: Stream) -> None:
         if not placement.site.closes_layer:
             return
-        x = self._tokens(first(stream))
+        x = self._tokens(handed_on(placement, stream))
         place = self.placements.index(placement)
         self.sites[place].cosine.add(F.cosine_similarity(self.below.double(), x.double(), dim=-1))
         if placement is self.placements[-1]:
@@ -150,7 +150,9 @@ class _StackWatch:
         site.branch.add_squares(self._tokens(branch))
 
     def _norm(self, site: _Site, norm: nn.Module, inputs: tuple[Any, ...]) -> None:
-        site.norms.setdefault(norm, _Mean()).add_squares(self._tokens(first(inputs[0])))
+        read: Tensor = inputs[0]
+        stacked = read.dim() == 4  # (B, L, n, D): the mean of the n
+        site.norms.setdefault(norm, _Mean()).add_squares(self._tokens(read.mean(2) if stacked else read))
 
     def _tokens(self, x: Tensor) -> Tensor:
         return x.detach()[self.real]

@@ -7,15 +7,16 @@ import sys
 import textwrap
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..analysis.finding import Finding, as_json, as_text, new_figure, save_figure
+from ..analysis.finding import Finding, as_json, as_text, figure_format, new_figure, save_figure
 from ..analysis.probes import PROBES, Arm, Batch, Probe, arms, random_batches, real_batches, to_device
 from ..core.configuration import Section
-from ..core.errors import ConfigError, Problem
+from ..core.errors import CheckpointError, ConfigError, Problem
 from ..core.loading import Override, load, parse_override
 from ..core.options import options
 from ..core.plans import Plan
@@ -30,12 +31,12 @@ from .runs import TOKENIZERS, pick_device, weights_file
 
 OPTION = "probe"  # the section that `--set probe.x=y` speaks of
 FEW = Probe.batches
-# What a probe measures without a configuration: seconds on a CPU.
+# What a probe measures without a configuration: seconds on a CPU, and layers enough to tell a law of growth.
 SMALL = {
-    "model": {"d_model": 128, "d_ff": 512, "heads": 4, "encoder_layers": 3, "decoder_layers": 3},
+    "model": {"d_model": 128, "d_ff": 512, "heads": 4, "encoder_layers": 6, "decoder_layers": 6},
     "data": {"tokenizer": {"vocab_size": 2000}},
 }
-SMALL_WORDS = "a small model: 3+3 layers, d_model 128, d_ff 512, 4 heads, vocabulary 2000"
+SMALL_WORDS = "a small model: 6+6 layers, d_model 128, d_ff 512, 4 heads, vocabulary 2000"
 
 
 @command
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--placements", default="", metavar="A,B", help="arms: placements to compare")
     parser.add_argument("--norms", default="", metavar="A,B", help="arms: norms to compare")
     parser.add_argument("--depths", default="", metavar="N,M", help="arms: layers of encoder and of decoder")
-    parser.add_argument("--seeds", default="3", metavar="N|A,B", help="how many, or which (default: 3)")
+    parser.add_argument("--seeds", metavar="N|A,B", help="how many, or which (default: 3); not of a run")
     parser.add_argument("--random", action="store_true", help="random tokens instead of training text")
     own = "".join(f", {e.value.batches} for {e.name}" for e in PROBES.entries() if e.value.batches != FEW)
     parser.add_argument("--batches", type=whole_number, help=f"how many (default: {FEW}{own})")
@@ -71,12 +72,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.name is None:
         print(_listing())
         return 0
-    if arguments.png is not None:
-        new_figure()  # a missing library, or folder, is better known before the measurement
-    for flag in ("png", "json"):
-        file = getattr(arguments, flag)
-        if file is not None and not file.parent.is_dir():
-            raise ConfigError(f"--{flag} {file}: there is no folder {file.parent}")
+    _check_files(arguments)
     for name in ("batches", "tokens", "length"):
         number = getattr(arguments, name)
         if number is not None and number < (4 if name == "length" else 1):
@@ -97,14 +93,16 @@ def _measure(arguments: Namespace) -> Finding:
     if path is None:
         others = [*(Override((name,), own, "without CONFIG") for name, own in SMALL.items()), *others]
     config = load(Config, config_file_of(path) if run is not None and path is not None else path, others)
-    probe = built(**dict(load(options_of(built), None, own)))
+    device = pick_device(arguments.device)
+    probe = _built(built, own)
     chosen = _arms(arguments, config, built, run, others)
-    seeds = _seeds(arguments.seeds)
+    if chosen[0].weights is not None and arguments.seeds is not None:
+        raise ConfigError(f"--seeds: {run} was trained with one seed; leave it out")
+    seeds = _seeds("3" if arguments.seeds is None else arguments.seeds)
     arguments.batches = built.batches if arguments.batches is None else arguments.batches
     if chosen[0].weights is not None:
         seeds = [config.seed]
     batches, sizes, text = _batches(arguments, config, run)
-    device = pick_device(arguments.device)
     _say(f"{len(batches)} batches of {text}, {sum(_count(batch) for batch in batches):,} target tokens")
     finding = probe.run(chosen, [to_device(batch, device) for batch in batches], sizes, seeds, _say)
     shape = config.model.model_dump(mode="json", exclude={"placement", "norm", "placement_options"})
@@ -115,6 +113,28 @@ def _measure(arguments: Namespace) -> Finding:
         model=shape,
     )
     return finding
+
+
+def _check_files(arguments: Namespace) -> None:
+    """What stands in the way of the files is better known before the measurement."""
+    if arguments.png is not None:
+        figure_format(arguments.png)
+        new_figure()
+    for flag in ("png", "json"):
+        file = getattr(arguments, flag)
+        if file is not None and not file.parent.is_dir():
+            raise ConfigError(f"--{flag} {file}: there is no folder {file.parent}")
+        if file is not None and file.is_dir():
+            raise ConfigError(f"--{flag} {file}: is a folder; name a file")
+
+
+def _built(probe: type[Probe], own: Sequence[str | Override]) -> Probe:
+    """With its options; problems name them as `--set` does."""
+    try:
+        return probe(**dict(load(options_of(probe), None, own)))
+    except ConfigError as error:
+        named = [replace(problem, path=f"{OPTION}.{problem.path}".rstrip(".")) for problem in error.problems]
+        raise ConfigError(named) from None
 
 
 def _split(overrides: Sequence[str | Override]) -> tuple[list[str | Override], list[str | Override]]:
@@ -156,8 +176,13 @@ def _arms(
     if config.model != run_config(run).model:
         raise ConfigError(f"{run} was trained as another model; leave out --set model...")
     file = weights_file(run, arguments.checkpoint)
-    if not file.exists() and arguments.checkpoint is None and (run / RESULT).exists():
-        raise ConfigError(f"{file}: no such file; {how_it_ended(run)}")
+    if not file.is_file():
+        kept = run / "checkpoints"
+        there = [path.stem for path in sorted(kept.glob("*.safetensors"))]
+        there += ["last"] if weights_file(run, "last").is_file() else []
+        why = how_it_ended(run) if arguments.checkpoint is None and (run / RESULT).exists() else ""
+        has = f"--checkpoint may be {', '.join(there)}" if there else f"there are none in {kept}"
+        raise CheckpointError("; ".join(filter(None, (f"{file}: no such weights", why, has))))
     return [
         Arm(
             f"{chosen[0].label}, {Path(arguments.checkpoint).stem if arguments.checkpoint else run.name}",
