@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def test_two_runs_are_compared_on_the_test_set_they_share(
 ) -> None:
     assert main(["compare", str(run), str(other_run), "--samples", "100"]) == 0
     out = capsys.readouterr().out
-    assert "held" in out
+    assert "held, 8 sentences" in out
+    assert "note: held has 8 sentences: with fewer than about 100, intervals and p are rough" in out
+    assert "one and the same" not in out
     assert "BLEU" in out
     assert "bs:100" in out
     assert "model.placement pre -> post" in " ".join(out.split())
@@ -73,11 +76,32 @@ def test_translations_that_were_kept_are_used_without_a_model(
     assert "B is better (p < 0.001)" in captured.out
 
 
+def test_a_test_set_may_have_a_slash_in_its_name(
+    copies: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for side, names in zip(copies, ("{n/a: ", "{other: x, n/a: "), strict=True):
+        (side / "model.safetensors").unlink()
+        text = (side / CONFIG).read_text(encoding="utf-8")
+        prefix = re.search(r"held: (.*)", text)[1]  # type: ignore[index]
+        text = re.sub(r"test:\n +held: .*", f"test: {names}{prefix}}}", text)
+        (side / CONFIG).write_text(text, encoding="utf-8")
+        keep(side, REFERENCES * 7, REFERENCES * 7, "n_a")
+    assert main(["compare", *map(str, copies), "--samples", "100", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "translating" not in captured.err
+    facts = json.loads(captured.out)
+    assert facts["sentences"] == {"n/a": 112}
+    assert facts["notes"] == []
+    assert facts["differences"]["model.placement"] == ["pre", "post"]
+    assert not [key for key in facts["differences"] if key.startswith("data.test")]
+
+
 def test_a_run_and_itself_do_not_differ(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(run), str(run), "--samples", "100"]) == 0
     out = capsys.readouterr().out
     assert out.count("not significant (p = 1.00)") == 2
     assert "no option differs" in out
+    assert "note: A and B are one and the same run" in out
     assert "is better" not in out
 
 
@@ -88,6 +112,7 @@ def test_any_text_can_be_compared_on(
     assert main(["compare", str(run), str(other_run), *text, "--json", "--samples", "100"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert list(facts["tests"]) == ["valid.en"]
+    assert facts["sentences"] == {"valid.en": 8}
     assert facts["runs"] == [str(run), str(other_run)]
     assert facts["differences"]["model.placement"] == ["pre", "post"]
     assert "run_dir" not in facts["differences"]

@@ -13,6 +13,7 @@ from transformer.core.errors import ConfigError
 from transformer.core.loading import load, to_yaml
 from transformer.studies.cells import Cell, plan, shard, state, states
 from transformer.studies.config import Study, load_study
+from transformer.studies.runner import lock_of
 
 BASE = """\
 data: {test: {demo: demo}}
@@ -111,6 +112,33 @@ def test_the_parts_of_a_study_hold_every_cell_once(tmp_path: Path, n: int) -> No
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_a_part_has_whole_seeds_where_there_are_enough(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, FILE.replace("seeds: [1, 2]", "seeds: [1, 2, 3, 4, 5]"))
+    parts = [shard(cells, i, 2) for i in (1, 2)]
+    assert [sorted({cell.seed for cell in part}) for part in parts] == [[1, 3, 5], [2, 4]]
+    assert [len(part) for part in parts] == [36, 24]
+
+
+@pytest.mark.parametrize("n", [3, 4, 6, 8, 12])
+def test_no_arm_is_on_one_part_alone_where_seeds_are_fewer_than_parts(tmp_path: Path, n: int) -> None:
+    cells = cells_of(tmp_path)  # two seeds of twelve cells
+    part_of = {cell.name: i for i in range(1, n + 1) for cell in shard(cells, i, n)}
+    for one, other in zip(cells[:12], cells[12:], strict=True):
+        assert one.values == other.values
+        assert part_of[one.name] != part_of[other.name]
+
+
+def test_names_are_cut_by_their_bytes_and_stay_apart(tmp_path: Path) -> None:
+    label = "\u00e9" * 149
+    arms = ", ".join(f"{{label: {label}{end}, set: {{train.clip: {n}}}}}" for n, end in enumerate("ab", 1))
+    cells = cells_of(tmp_path, f"name: x\nbase: base.yaml\nseeds: [1]\narms: [{arms}]\n")
+    assert len({cell.name for cell in cells}) == 2
+    for cell in cells:
+        lock = lock_of(cell)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()  # "File name too long" otherwise
+
+
 @pytest.mark.parametrize(("i", "n"), [(0, 2), (3, 2), (1, 0)])
 def test_a_part_that_is_none_is_refused(i: int, n: int) -> None:
     with pytest.raises(ConfigError, match="from 1 to n"):
@@ -136,7 +164,7 @@ def test_the_state_of_a_cell_is_what_its_directory_says(
     assert state(cell) == expected
 
 
-def test_a_run_made_with_other_options_is_refused_with_each_difference(tmp_path: Path) -> None:
+def test_runs_made_with_other_options_are_refused_with_a_line_for_each_option(tmp_path: Path) -> None:
     before = cells_of(tmp_path)
     for cell in before[:2]:
         leave(cell)
@@ -144,7 +172,8 @@ def test_a_run_made_with_other_options_is_refused_with_each_difference(tmp_path:
     with pytest.raises(ConfigError) as failure:
         states(after)
     told = str(failure.value)
-    assert told.count("train.updates: the run in") == told.count("train.clip: the run in") == 2
+    assert told.count("train.updates: the run in") == told.count("train.clip: the run in") == 1
+    assert told.count(f"{before[0].run_dir} and 1 more were made with") == 2
     assert "made with 7, and the study now says 9" in told
     assert "another `name`" in told
 
@@ -153,6 +182,7 @@ def test_threads_and_the_rhythm_of_the_log_make_no_other_run(tmp_path: Path) -> 
     cell = cells_of(tmp_path)[0]
     leave(cell)
     file = cell.run_dir / "config.yaml"
-    other = load(type(cell.config), file, ["train.threads=3", "train.log_every=7", "data.cache=elsewhere"])  # type: ignore[arg-type]
+    changes = ["train.threads=3", "train.log_every=7", "train.probe_every=0", "data.cache=elsewhere"]
+    other = load(type(cell.config), file, changes)  # type: ignore[arg-type]
     file.write_text(to_yaml(other), encoding="utf-8")
     assert state(cell) == "interrupted"

@@ -75,7 +75,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines_and_remedies(tmp_path: P
         "did you mean 'valid_loss'?",
         "did you mean 'better'?",
         "3 stands here twice",
-        "'sdg' is none of its values; one of adam, sgd",
+        "'sdg' is none of its values; did you mean 'sgd'? one of adam, sgd",
         "train.lr is set in axes as well",
         "list the seeds under `seeds`",
     ):
@@ -90,11 +90,45 @@ def test_all_mistakes_are_told_at_once_with_their_lines_and_remedies(tmp_path: P
         ("this: {arm: adam}, that: {model.placement: pre}", "have runs in common"),
         ("this: {arm: sgd, train.lr: 3e-3}, that: {arm: adam}", "no run is like this"),
         ("this: {arm: sgd}, that: {arm: adam}, metric: updates_to_target", "needs the study's target"),
+        ("this: {arm: sgd}, that: {arm: adam, train.lr: 3e-3}, over: each", None),
+        ("this: {arm: adam, train.lr: 1e-3}, that: {arm: sgd}, over: each", None),
+        (
+            "this: {train.optimizer: adam}, that: {train.optimizer: sgd}, over: each",
+            "never have the same arm,",
+        ),
     ],
 )
-def test_a_question_that_no_runs_can_answer_is_refused(tmp_path: Path, question: str, words: str) -> None:
+def test_a_question_that_no_runs_can_answer_is_refused(
+    tmp_path: Path, question: str, words: str | None
+) -> None:
     text = f"{FILE}questions:\n  - {{ask: q, {question}, expect: better}}\n"
-    assert words in problems(tmp_path, text)
+    if words is None:
+        assert load_study(written(tmp_path, text)).questions
+    else:
+        assert words in problems(tmp_path, text)
+
+
+def test_over_each_some_setting_has_to_have_both_sides(tmp_path: Path) -> None:
+    """What is skipped leaves adam with one rate and sgd with the other."""
+    text = FILE.replace("skip:\n", "skip:\n  - {arm: adam, train.lr: 1e-3}\n")
+    asked = "questions:\n  - {ask: q, this: {arm: adam}, that: {arm: sgd}, expect: better"
+    assert load_study(written(tmp_path, f"{text}{asked}, over: best}}\n")).questions
+    told = problems(tmp_path, f"{text}{asked}, over: each}}\n")
+    assert "this and that never have the same model.placement, train.lr" in told
+    assert "study.yaml, line" in told
+
+
+def test_values_have_their_suggestions_too(tmp_path: Path) -> None:
+    asked = "questions:\n  - {ask: q, this: {model.placement: pots}, that: {arm: sgd}, expect: better}\n"
+    assert "did you mean 'post'? one of post, pre" in problems(tmp_path, FILE + asked)
+    assert "did you mean 'test.demo.bleu'?" in problems(tmp_path, FILE + "metric: test.demo.blue\n")
+
+
+def test_wrong_seeds_are_told_once(tmp_path: Path) -> None:
+    told = problems(tmp_path, FILE.replace("[3, 5]", "[1.5, true]"))
+    assert "expected a whole number, got 1.5" in told
+    assert "needs at least" not in told
+    assert "seeds: needs at least 1 value" in problems(tmp_path, FILE.replace("[3, 5]", "[]"))
 
 
 def test_sameness_without_a_margin_is_refused(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_changed_study_is_refused_and_names_what_changed(
 ) -> None:
     words = [str(folder / "study.yaml"), "--runs", str(done[0]), "--set", "train.clip=3"]
     assert study(words) == study([*words, "--report-only"]) == 2
-    assert capsys.readouterr().err.count("train.clip: the run in") == 4
+    assert capsys.readouterr().err.count("train.clip: the run in") == 2, "a line for both cells, twice"
 
 
 def test_a_report_of_what_is_finished_says_what_is_missing(
@@ -130,7 +130,7 @@ def test_an_outcome_is_what_the_run_directory_holds(folder: Path, done: Done) ->
         result = json.loads((outcome.cell.run_dir / "result.json").read_text())
         assert outcome.status == "completed"
         assert not outcome.diverged
-        assert outcome.value == result["valid_loss"] == min(loss for _, loss in outcome.curve)
+        assert outcome.measure("valid_loss") == result["valid_loss"] == min(loss for _, loss in outcome.curve)
         assert [update for update, _ in outcome.curve] == [3, 6]
         assert [update for update, _ in outcome.train_curve] == [1, 2, 4, 6]
         assert (outcome.updates, outcome.parameters) == (6, result["parameters"])
@@ -171,22 +171,44 @@ RECORDS = [
 
 
 def test_what_an_outcome_measures(tmp_path: Path) -> None:
-    outcome = load(made_up(tmp_path, "completed", RECORDS), "gap", target=3.5)
+    outcome = load(made_up(tmp_path, "completed", RECORDS), target=3.5)
     assert outcome is not None
     assert outcome.curve == [(2, 4.0), (4, 3.0)], "an average of weights is no point of the curve"
     assert outcome.gap_curve == [(2, -0.75), (4, 0.5)]
-    assert outcome.value == 0.5
+    assert outcome.measure("gap") == 0.5
     assert outcome.measure("train_loss") == 4.5
-    assert outcome.measure("updates_to_target") == 4
-    assert load(outcome.cell, "updates_to_target", target=1.0).value is None  # type: ignore[union-attr]
+    assert outcome.measure("updates_to_target") == 3, "from 4.0 at 2 to 3.0 at 4"
+    for target in (1.0, None):
+        assert load(outcome.cell, target).measure("updates_to_target") is None  # type: ignore[union-attr]
 
 
 def test_a_diverged_run_is_an_outcome_without_a_value(tmp_path: Path) -> None:
     records = [*RECORDS[:2], {"update": 4, "loss": None, "nll": None}]
     outcome = load(made_up(tmp_path, "diverged", records))
     assert outcome is not None
-    assert (outcome.diverged, outcome.value, outcome.measure("train_loss")) == (True, None, None)
+    assert (outcome.diverged, outcome.measure("valid_loss"), outcome.measure("train_loss")) == (
+        True,
+        None,
+        None,
+    )
     assert math.isnan(outcome.train_curve[-1][1])
+
+
+@pytest.mark.parametrize("loss", ["null", "NaN"])
+def test_a_completed_run_without_a_finite_loss_is_diverged(tmp_path: Path, loss: str) -> None:
+    cell = made_up(tmp_path, "completed", RECORDS)
+    file = cell.run_dir / "result.json"
+    file.write_text(file.read_text().replace('"valid_loss": 3.0', f'"valid_loss": {loss}'))
+    outcome = load(cell)
+    assert outcome is not None
+    assert (outcome.diverged, outcome.status) == (True, "completed")
+
+
+def test_what_was_measured_and_was_no_number_is_nan_and_what_was_not_measured_is_none(tmp_path: Path) -> None:
+    outcome = load(made_up(tmp_path, "completed", [*RECORDS, {"update": 6, "valid_nll": None, "nll": None}]))
+    assert outcome is not None
+    assert math.isnan(outcome.measure("gap") or 0.0)
+    assert outcome.measure("valid_bleu") is None
 
 
 def test_a_run_that_goes_on_is_no_outcome(tmp_path: Path) -> None:

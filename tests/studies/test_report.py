@@ -18,9 +18,9 @@ import pytest
 from transformer.core.errors import ConfigError
 from transformer.model.config import ModelConfig
 from transformer.studies.cells import Cell
-from transformer.studies.config import Study
+from transformer.studies.config import Study, load_study
 from transformer.studies.cost import cost_of
-from transformer.studies.document import Answer, Table, Words, html, markdown
+from transformer.studies.document import Answer, Code, Table, Words, html, markdown
 from transformer.studies.drawing import lines_of, panels_of
 from transformer.studies.figures import line_sensitivity
 from transformer.studies.groups import axes_of, best_of, grouped, label
@@ -62,7 +62,7 @@ def made(
     result = {"status": status, "valid_loss": loss, "device": "cpu", "reason": "not finite", "seconds": 7.0}
     cell = Cell(f"{list(values.values())}-{seed}", {}, run_dir / f"{seed}", seed, values)
     return Outcome(
-        cell, status, loss, loss is None, curve, [(1, 9.0), *curve], tests, 1000, 7.0, 1234, result,
+        cell, status, loss is None, curve, [(1, 9.0), *curve], tests, 1000, 7.0, 1234, result,
         config={**values, "seed": seed, "run_dir": str(run_dir)}, target=3.4,
     )  # fmt: skip
 
@@ -110,7 +110,7 @@ def test_a_study_that_was_killed_and_run_again_gives_the_same_bytes(
 ) -> None:
     """Other seconds, another place, another order: what was measured is the same."""
     again = [
-        made(run.cell.values, run.cell.seed, run.value, Path("elsewhere"))
+        made(run.cell.values, run.cell.seed, run.result["valid_loss"], Path("elsewhere"))
         for run in random.Random(5).sample(outcomes, len(outcomes))
     ]
     for run in again:
@@ -166,6 +166,53 @@ def test_text_of_the_study_cannot_become_markup(folder: Path) -> None:
     assert "script" not in Page(html(nasty, blocks)).tags
     table = next(line for line in markdown(nasty, blocks).splitlines() if line.startswith("|"))
     assert re.sub(r"\\.", "", table).count("|") == 2
+
+
+def test_markdown_takes_no_text_for_mathematics_or_an_entity() -> None:
+    text = markdown("t", [Words("costs $x$ &lt; ~y~")])
+    assert "costs <span>$</span>x<span>$</span> \\&lt; \\~y\\~" in text
+
+
+def test_code_blocks_stay_apart_and_keep_their_fold() -> None:
+    text = markdown("t", [Code("a command"), Code("ask: ```\n  $x$", "the <file>")])
+    assert "```\na command\n```" in text
+    fold = "<details>\n<summary>the &lt;file&gt;</summary>\n\n````\nask: ```\n  $x$\n````\n\n</details>"
+    assert text.endswith(f"{fold}\n")
+
+
+def test_the_reports_study_file_can_be_run_where_it_lies(
+    study: Study, outcomes: list[Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = study.model_copy(update={"base": "configs/x.yaml"})
+    report(there, outcomes[:3], Path("runs/made/report"), "the command")
+    file = Path("runs/made/report/study.yaml")
+    assert "base: ../../../configs/x.yaml\n" in file.read_text(encoding="utf-8")
+    assert file.read_text(encoding="utf-8").startswith("# the command\n")
+    assert load_study(file) == there
+    away = study.model_copy(update={"base": "/x.yaml"})
+    report(away, outcomes[:3], Path("runs/made/report"))
+    assert load_study(file) == away
+
+
+def test_two_reports_may_be_written_at_once(
+    study: Study, outcomes: list[Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(study, outcomes, tmp_path)
+    before, glob, write_bytes = files(tmp_path), Path.glob, Path.write_bytes
+
+    def listed(self: Path, pattern: str) -> list[Path]:
+        return [*glob(self, pattern), self / "gone.png"]  # the other has just deleted it
+
+    def written(self: Path, data: bytes) -> int:
+        assert set(before) <= set(files(tmp_path)), "nothing is missing at any time"
+        assert str(self.relative_to(tmp_path)) not in before, "nothing is half written"
+        return write_bytes(self, data)
+
+    monkeypatch.setattr(Path, "glob", listed)
+    monkeypatch.setattr(Path, "write_bytes", written)
+    report(study, outcomes, tmp_path)
+    assert files(tmp_path) == before
 
 
 def test_answers_come_first_and_say_the_plain_words(folder: Path) -> None:

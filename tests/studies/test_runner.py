@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +13,17 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import transformer.cli.study as command_module
 from transformer.cli.config import Config
 from transformer.core.errors import ConfigError
 from transformer.core.loading import load
 from transformer.studies import runner
 from transformer.studies.cells import Cell
+from transformer.studies.estimate import estimate
 from transformer.studies.locks import holder, take
 from transformer.studies.runner import Slots, command_of, environment, lock_of, log_of, run, threads_of
 
@@ -212,5 +216,122 @@ def test_submitit_runs_cells_in_its_local_mode(tmp_path: Path, folder: Path) -> 
     cells = plan(load_study(folder / "study.yaml"), new_config, tmp_path / "runs")
     jobs = launch(cells, "local", tmp_path / "jobs", {"timeout_min": 5}, "cpu")
     assert [job.result() for job in jobs.values()] == ["completed", "completed"]
+    assert not [path for path in (tmp_path / "jobs").rglob("*") if "%" in path.name]
     with pytest.raises(ConfigError, match="launch-set"):
         launch(cells, "local", tmp_path / "jobs", {"no_such": 1})
+
+
+Done = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Say with which Python statement every training of the real study ends at once."""
+
+    def becomes(statement: str) -> None:
+        words = [sys.executable, "-S", "-c", f"import os, signal, sys, time; {statement}"]
+        monkeypatch.setattr(runner, "command_of", lambda *_: words)
+
+    return becomes
+
+
+ENDINGS = ["sys.exit(1)", "sys.exit(130)", "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"]
+
+
+@pytest.mark.parametrize("statement", ENDINGS)
+@pytest.mark.parametrize("half", [True, False])
+def test_a_study_with_unfinished_cells_ends_with_code_1_and_says_which(
+    folder: Path,
+    done: Done,
+    tmp_path: Path,
+    ending: Callable[[str], None],
+    statement: str,
+    half: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if half:  # the other cell is finished
+        name = "small/cells/post-seed1"
+        shutil.copytree(done[0] / name, tmp_path / name)
+    ending(statement)
+    assert command_module.main([str(folder / "study.yaml"), "--runs", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "\npre-seed1: " in told
+    assert ("1 of 2 cells are missing: pre-seed1" if half else "no report: no cell") in told
+
+
+def test_a_report_that_cannot_be_made_after_a_run_is_said(
+    folder: Path, done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(command_module, "find_spec", lambda _: None)
+    words = [str(folder / "study.yaml"), "--runs", str(done[0])]
+    assert command_module.main(words) == 1
+    assert "no report: " in capsys.readouterr().err
+
+
+def test_cells_that_are_trained_are_not_launched_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handed: list[str] = []
+
+    def record(cells: list[Cell], *_: Any) -> dict[str, Any]:
+        assert cells
+        handed.extend(cell.name for cell in cells)
+        return {}
+
+    monkeypatch.setattr(command_module, "launch", record)
+    words = [str(folder / "study.yaml"), "--runs", str(tmp_path), "--launch", "local"]
+    locks = [take(tmp_path / "small" / "locks" / f"{name}-seed1.lock") for name in ("post", "pre")]
+    assert command_module.main(words) == 0
+    told = capsys.readouterr().err
+    assert handed == []
+    assert "nothing to launch" in told
+    assert "post-seed1: not launched, it is with process" in told
+    locks[0].release()  # type: ignore[union-attr]
+    assert command_module.main(words) == 0
+    assert handed == ["post-seed1"]
+    locks[1].release()  # type: ignore[union-attr]
+
+
+def test_a_missing_scheduler_is_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = [str(folder / "study.yaml"), "--runs", str(tmp_path), "--launch", "slurm"]
+    assert command_module.main(words) == 2
+    assert "--launch slurm: Could not detect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["\u00b2/3", "1/\u0663", "1", "1/2/3", "-1/2", "/"])
+def test_a_part_that_cannot_be_read_is_told(
+    folder: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_module.main([str(folder / "study.yaml"), f"--shard={text}", "--dry-run"]) == 2
+    assert "give i/n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two"])
+def test_a_number_of_jobs_that_is_none_is_told(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_module.main(["study.yaml", f"--jobs={text}"])
+    assert "give a whole number from 1 on" in capsys.readouterr().err
+
+
+def test_an_estimate_counts_what_a_training_takes_around_its_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "".join(json.dumps({"update": n, "seconds": n * 0.001}) + "\\n" for n in (2, 8))
+    code = (
+        "import pathlib, sys, time; time.sleep(0.5); run = pathlib.Path(sys.argv[1]); run.mkdir();"
+        f"(run / 'metrics.jsonl').write_text('{lines}')"
+    )
+    monkeypatch.setattr(
+        "transformer.studies.estimate.command_of",
+        lambda cell, *_: [sys.executable, "-S", "-c", code, str(cell.run_dir)],
+    )
+    config = load(Config, None, ["train.updates=10"])
+    cells = [replace(cell, config=config) for cell in cells_of(tmp_path, "a", "b", "c", "d")]
+    found = estimate(cells, dict.fromkeys("abcd", "new"), Slots(("cpu",), 1))  # type: ignore[arg-type]
+    assert found.seconds is not None
+    assert found.seconds > 4 * 0.5
+    assert "for each cell to start and to end" in found.how

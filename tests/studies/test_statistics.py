@@ -109,6 +109,27 @@ def test_identical_arms_never_differ(values: list[float]) -> None:
     assert found.p == (None if len(values) == 1 else 1.0)
 
 
+@pytest.mark.parametrize("shift", [0.1, -1 / 3, 1e-3])
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e-320])
+def test_differences_that_are_all_alike_are_left_to_the_sign_test(shift: float, size: float) -> None:
+    """Rounding leaves deviations of about 1e-17, of which a t test makes p = 1e-16."""
+    values = [size * v for v in (2.0, 2.7, 3.1, 2.3, 2.9, 3.3)]
+    for count in (3, 6):
+        arm = dict(enumerate(values[:count]))
+        found = paired({seed: v + size * shift for seed, v in arm.items()}, arm)
+        assert found is not None
+        assert found.steady
+        if size > 1e-300:
+            assert found.p == sign_test(count, 0) == 2 / 2.0**count
+        assert (found.difference.low, found.difference.high, found.effect) == (None, None, None)
+
+
+def test_differences_that_are_rounding_are_none() -> None:
+    found = paired({1: 0.1 + 0.2, 2: 0.7, 3: 1.0}, {1: 0.3, 2: 0.7, 3: 1.0})
+    assert found is not None
+    assert found.identical
+
+
 @pytest.mark.parametrize("count", range(1, 8))
 def test_the_sign_test_is_the_share_of_coin_sequences_as_uneven(count: int) -> None:
     flips = [sum(flip) for flip in product((0, 1), repeat=count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transformer.studies.bootstrap import BOOTSTRAPPED
 from transformer.studies.cells import Cell
 from transformer.studies.config import Question
-from transformer.studies.groups import grouped
-from transformer.studies.judging import compare, judge
+from transformer.studies.groups import best_of, grouped
+from transformer.studies.judging import RULES, compare, judge
 from transformer.studies.outcomes import Outcome
 from transformer.studies.verdicts import Verdict, answer
 
@@ -39,7 +41,7 @@ def runs(scores: Scores, seeds: Sequence[int] = (), **values: Any) -> list[Outco
         }
         curve = [] if loss is None else [(100, loss + 1.0), (200, loss)]
         found.append(
-            Outcome(cell, status, loss, loss is None, curve, [(1, 9.0)], {}, 200, 1.0, 10, result, target=2.5)
+            Outcome(cell, status, loss is None, curve, [(1, 9.0)], {}, 200, 1.0, 10, result, target=2.5)
         )
     return found
 
@@ -61,7 +63,7 @@ def verdict(expect: str, these: Scores, those: Scores, margin: float = 0.0) -> V
 def judged(expect: str, these: Scores, those: Scores, margin: float) -> tuple[str, str]:
     """Verdict and reason below the question, where the margin may be 0 whatever is expected."""
     (this,), (that,) = grouped(runs(these, arm="a")), grouped(runs(those, arm="b"))
-    return judge(expect, margin, compare("", this, that, "valid_loss"))
+    return judge(expect, compare("", this, that, "valid_loss", margin))
 
 
 YES, NO, OPEN = "reproduced", "not reproduced", "not testable"
@@ -86,8 +88,21 @@ YES, NO, OPEN = "reproduced", "not reproduced", "not testable"
         ((2.0,), (3.0,), 0.0, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),
         ((None, None), (2.0, 2.0), 0.0, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),
         (NOISY[:2], LOW[:2], 0.0, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),
-        ((None,) * 6, (2.0,) * 5 + (None,), 0.0, (NO, NO, NO, OPEN, OPEN, OPEN)),
+        ((None,) * 6, (2.0,) * 5 + (None,), 0.0, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),  # 5 pairs tell
+        ((None,) * 6, (2.0, 2.0) + (None,) * 4, 0.0, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),
         ((None,) * 5 + (3.0,), (2.0,) * 6, 0.0, (NO, YES, YES, NO, NO, YES)),
+        ((None,) * 5 + (1.0,), (2.0,) * 6, 0.0, (NO, NO, NO, OPEN, OPEN, OPEN)),
+        # with a margin the sign test counts divergence, and what differs by more
+        ((None,) + (2.0001,) * 5, (2.0,) * 6, 0.5, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),
+        ((None,) + (2.6,) * 5, (2.0,) * 6, 0.5, (NO, YES, YES, NO, NO, YES)),
+        ((None,) + (2.2,) * 8, (2.0,) * 9, 0.5, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),
+        # two seeds show nothing, and seeds that are all alike no more than the sign test
+        (LOW[:2], LOW[:2], 0.0, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),
+        ((2.0, 2.0000001), (3.0, 3.0000002), 0.1, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),
+        ((2.0, 2.1, 2.3), (2.1, 2.2, 2.4), 0.0, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),
+        ((2.0, 2.1, 2.3), (2.1, 2.2, 2.4), 0.5, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),
+        ((2.0, 2.1, 2.3) * 2, (2.1, 2.2, 2.4) * 2, 0.0, (YES, NO, YES, NO, YES, NO)),
+        ((2.0, 2.1, 2.3) * 2, (2.1, 2.2, 2.4) * 2, 0.5, (NO, NO, NO, YES, YES, YES)),
     ],
 )
 def test_each_expectation_has_its_verdict(
@@ -105,8 +120,17 @@ def test_each_expectation_has_its_verdict(
         ("better", LOW, LOW, "not significant (p = 1)"),
         ("worse", FAILED, LOW, "diverged 3 of 3 against 0 of 3"),
         ("better", FAILED, FAILED, "nothing to compare"),
-        ("better", (2.0,), (3.0,), "one seed in common"),
-        ("better", NOISY[:2], LOW[:2], "2 seeds in common are too few"),
+        ("better", (2.0,), (3.0,), "1 seed in common: fewer than 3 are too few"),
+        ("better", NOISY[:2], LOW[:2], "2 seeds in common: fewer than 3 are too few"),
+        ("better", FAILED[:2], LOW[:2], "diverged 2 of 2 against 0 of 2; 2 seeds in common"),
+        (
+            "better",
+            (2.0, 2.1, 2.3),
+            (2.1, 2.2, 2.4),
+            "by the sign test not significant (p = 0.25), and so few",
+        ),
+        ("better", (1.0, None), (None, None), "2 seeds in common"),
+        ("worse", (None, None, None, 2.0), (2.0,) * 4, "0 better and 3 worse, by the sign test not"),
         ("better", HIGH, LOW, "the other way round"),
         ("same", NOISY, LOW, "is neither shown nor ruled out: the seeds do not decide"),
     ],
@@ -155,7 +179,7 @@ def test_the_order_of_outcomes_and_the_names_of_seeds_do_not_matter(order: list[
     assert (renamed.verdict, renamed.words) == (told.verdict, told.words)
 
 
-@given(st.lists(st.floats(0.5, 9.5), min_size=2, max_size=5))
+@given(st.lists(st.floats(0.5, 9.5), min_size=3, max_size=5))
 def test_identical_arms_are_never_told_apart(losses: list[float]) -> None:
     for expect in ("better", "worse", "differs"):
         found = verdict(expect, losses, losses)
@@ -191,6 +215,110 @@ def test_over_each_p_values_are_holms() -> None:
     assert verdict("better", LOW, close).verdict == YES
     assert found.verdict == NO
     assert found.comparisons[0].adjusted == pytest.approx(8 * (found.comparisons[0].p or 0))
+
+
+def test_clean_splits_of_several_settings_take_more_seeds() -> None:
+    """2 / 4^n: of two settings three seeds give 2 * 0.031, and four 2 * 0.0078."""
+    for seeds, expected in ((3, OPEN), (4, YES)):
+        held = dict.fromkeys((1e-3, 1e-2), (None,) * seeds), dict.fromkeys((1e-3, 1e-2), (2.0,) * seeds)
+        found = answer(asked("worse"), grid({"a": held[0], "b": held[1]}))
+        assert found.verdict == expected
+        assert f"diverged {seeds} of {seeds} against 0 of {seeds}" in found.words
+        assert [c.adjusted for c in found.comparisons] == [pytest.approx(4 / 4.0**seeds)] * 2
+    assert (
+        "so many settings at once take more seeds"
+        in answer(
+            asked("worse"),
+            grid({"a": dict.fromkeys((1e-3, 1e-2), FAILED), "b": dict.fromkeys((1e-3, 1e-2), LOW)}),
+        ).words
+    )
+
+
+def test_one_testable_setting_of_several_is_said_to_be_one() -> None:
+    arms = {"a": {1e-3: LOW, 1e-2: FAILED, 1e-1: FAILED}, "b": {1e-3: HIGH, 1e-2: FAILED, 1e-1: FAILED}}
+    found = answer(asked("better"), grid(arms))
+    assert found.verdict == YES
+    assert found.words.startswith("at 1 of 3 settings; reproduced at rate 1e-3")
+    mixed = answer(asked("better"), grid({"a": {1e-3: LOW, 1e-2: HIGH}, "b": {1e-3: HIGH, 1e-2: LOW}}))
+    assert mixed.words.startswith("reproduced at 1 of 2 settings; ")
+
+
+def completed(scores: Sequence[float | None], **values: Any) -> list[Outcome]:
+    """Runs that came to their end, with this loss in result.json."""
+    found = runs([2.0] * len(scores), **values)
+    for run, loss in zip(found, scores, strict=True):
+        object.__setattr__(run, "result", {"status": "completed", "valid_loss": loss})
+    return found
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, None])
+def test_a_completed_run_without_a_finite_loss_counts_as_diverged(loss: float | None) -> None:
+    found = answer(asked("worse"), [*completed([loss, 2.0, 2.1], arm="a"), *runs(LOW, arm="b")])
+    assert found.verdict == OPEN
+    assert "diverged 1 of 3 against 0 of 3" in found.words
+    assert found.notes == ["no finite validation loss, counted as diverged: a, seed 1"]
+
+
+def test_seeds_that_did_not_measure_the_metric_are_named() -> None:
+    outcomes = [*runs((2.0, 2.01, 2.02, 2.03), arm="a"), *runs((3.0, 3.02, 3.01, 3.03), arm="b")]
+    object.__setattr__(outcomes[1], "result", {"status": "completed", "valid_loss": 2.0, "valid_bleu": None})
+    found = answer(asked("better", metric="valid_bleu"), outcomes)
+    assert found.comparisons[0].seeds == [1, 3, 4]
+    assert found.notes == ["no validation BLEU, left out: a, seed 2"]
+
+
+def test_tuning_is_among_settings_with_all_seeds() -> None:
+    lucky = grid({"a": {1e-3: (1.0,)}})
+    outcomes = [*lucky, *grid({"a": {1e-2: LOW}, "b": {1e-3: HIGH, 1e-2: LOW}})]
+    found = answer(asked("better", over="best"), outcomes)
+    assert found.comparisons[0].this.values["train.lr"] == 1e-2
+    assert any("not tuned over, with fewer seeds than others of a: rate 1e-3" in n for n in found.notes)
+    unmeasured = completed([1.0, 1.0, 1.0], arm="a", **{"train.lr": 1e-3})
+    object.__setattr__(unmeasured[0], "result", {"status": "completed"})
+    best = best_of(grouped([*unmeasured, *grid({"a": {1e-2: LOW}})]))
+    assert best is not None
+    assert best.values["train.lr"] == 1e-2
+
+
+def test_unequal_numbers_of_tries_are_told() -> None:
+    outcomes = grid({"a": {1e-3: LOW}, "b": {1e-3: HIGH, 1e-2: LOW}})
+    told = "settings tried: 1 for a, 2 for b; the best of more looks better by chance alone"
+    assert told in answer(asked("better", over="best"), outcomes).notes
+    equal = grid({"a": {1e-3: LOW, 1e-2: HIGH}, "b": {1e-3: HIGH, 1e-2: LOW}})
+    assert not any("settings tried" in note for note in answer(asked("better", over="best"), equal).notes)
+
+
+@pytest.mark.parametrize(
+    ("these", "words"),
+    [
+        ((1.99981, 2.00980, 2.01980), "0.00020 better (95 % interval 0.00018 to 0.00021)"),
+        ((1.9, 1.91, 1.93), "0.097 better (95 % interval 0.082 to 0.111)"),
+    ],
+)
+def test_a_small_difference_is_said_with_the_digits_it_needs(these: Scores, words: str) -> None:
+    assert words in verdict("better", these, LOW).words
+
+
+def test_no_bootstrap_is_told_where_there_are_too_many_settings() -> None:
+    rates = [10.0**-k for k in range(1, BOOTSTRAPPED + 2)]
+    outcomes = grid({"a": dict.fromkeys(rates, LOW), "b": dict.fromkeys(rates, HIGH)})
+    assert answer(asked("better"), outcomes).notes == []
+    for run in outcomes:
+        object.__setattr__(run, "tests", {"news": {"bleu": 1.0}})
+    assert answer(asked("better"), outcomes).notes == [
+        "no bootstrap over sentences: 5 settings, and at most 4 are"
+    ]
+
+
+def test_the_rules_say_what_is_measured_and_what_is_not_corrected_for() -> None:
+    rules = " ".join(RULES)
+    for words in (
+        "its best validation loss",
+        "It is not the last one",
+        "more tries",
+        "number of questions",
+    ):
+        assert words in rules
 
 
 def test_over_best_each_arm_has_its_own_best_rate() -> None:

@@ -17,9 +17,10 @@ from transformer.cli.result import describe_result
 from transformer.core.special import PAD
 from transformer.data.batching import collate
 from transformer.training.checkpoint import read_weights
-from transformer.training.history import first_spike, read_past
+from transformer.training.history import Line, last_spike, read_past
 from transformer.training.inspection import describe, ill_formed
 from transformer.training.passes import copied
+from transformer.training.trainer import Trainer
 
 HOT = {"lr": 0.02, "warmup": 0, "schedule": "constant", "optimizer": "sgd", "clip": 0, "updates": 200} | {
     "log_every": 10,
@@ -51,6 +52,16 @@ def ended(trainer: Any) -> dict[str, Any]:
     assert found["class"] in (trainer.run_dir / "log.txt").read_text()
     json.dumps(found, allow_nan=False)
     return found
+
+
+def logging(trainer: Trainer, levels: list[float]) -> None:
+    """Let each log line (updates 1, 2, 4, 6, ...) see its nll per token; after the last one, that."""
+
+    def nll() -> float:
+        return levels[min(trainer.progress.update // 2, len(levels) - 1)] * trainer.window.tokens
+
+    read = trainer.window.read
+    trainer.window.read = lambda: {**read(), "nll": nll()}
 
 
 # --- exploded
@@ -93,16 +104,44 @@ def test_an_absurd_rate_explodes_and_the_first_layer_is_the_one_that_a_plain_pas
 
 
 def test_a_run_that_grows_step_by_step_says_which_gradient_rose_and_when(workshop: Any) -> None:
-    """The rate rises a hundredfold at update 9: the gradients after that, and the end later still."""
+    """The rate rises a hundredfold at update 12: the gradients after that, and the end later still."""
     trainer = workshop.trainer(model=workshop.model(placement="pre", dropout=0.0), **HOT)
     rate = trainer.schedule.learning_rate
-    trainer.schedule.learning_rate = lambda update: rate(update) * (1 if update < 9 else 100)
+    trainer.schedule.learning_rate = lambda update: rate(update) * (1 if update < 12 else 100)
     found = ended(trainer)
     assert found["class"] == "exploded"
-    assert 9 < found["spike"]["update"] < found["update"]
+    assert 12 < found["spike"]["update"] < found["update"]
     assert found["spike"]["times"] > 10
     assert f"at update {found['spike']['update']}" in found["words"]
     assert found["replayed"] == {"from": 0, "updates": found["update"] - 1, "same": True}
+
+
+@pytest.mark.parametrize(
+    ("placement", "rate", "far"), [("pre", 100, True), ("post", 3, False)], ids=["far", "not far"]
+)
+def test_an_explosion_that_stays_finite_says_when_it_rose_and_is_stopped_early_if_it_is_far(
+    placement: str, rate: float, far: bool, workshop: Any
+) -> None:
+    def run(probe_every: int) -> Any:
+        options = {"schedule": "constant", "warmup": 0, "log_every": 5, "validate_every": 90, "updates": 90}
+        level = {"unigram_loss": math.log(10), "stall_updates": 60}
+        model = workshop.model(placement=placement, dropout=0.0)
+        return workshop.trainer(
+            f"{probe_every}", model=model, lr=rate, probe_every=probe_every, **options, **level
+        )
+
+    trainer = run(probe_every=3)
+    found = ended(trainer)
+    assert (found["class"], found["update"], found["replayed"]) == ("exploded", 5, None)
+    assert found["learning_rate"] == rate
+    assert trainer.progress.update < 40 if far else trainer.progress.update == 60
+    assert found["logged_nll"]["last"] > 2 * found["logged_nll"]["first"]
+    assert "above 0.95 times the unigram level" in (trainer.run_dir / "log.txt").read_text()
+    assert found["spike"]["update"] <= 6
+    assert found["spike"]["layer"] in found["words"]
+    blind = ended(run(probe_every=0))
+    assert blind["class"] == "exploded"
+    assert "is not known" in blind["words"]
 
 
 def test_the_replay_begins_at_the_last_save_and_meets_the_weights_of_the_run(workshop: Any) -> None:
@@ -173,10 +212,27 @@ def test_a_rate_of_nothing_never_started(workshop: Any) -> None:
 
 def test_a_model_that_falls_back_has_collapsed(workshop: Any) -> None:
     trainer = workshop.trainer(stall_updates=4, unigram_loss=math.log(10), updates=40, lr=1e-9)
-    levels = iter([2.0] * 6 + [2.5] * 50)
-    read = trainer.window.read
-    trainer.window.read = lambda: {**read(), "nll": next(levels) * trainer.window.tokens}
+    logging(trainer, [2.0, 2.0, 2.0, 2.5])
     assert ended(trainer)["class"] == "collapsed"
+
+
+def test_a_model_that_had_learned_and_is_far_above_the_level_has_exploded(workshop: Any) -> None:
+    trainer = workshop.trainer(stall_updates=20, unigram_loss=math.log(10), updates=80, lr=1e-9)
+    logging(trainer, [3.0, 2.0, 2.0, 2.5, 2.5, 20.0])
+    found = ended(trainer)
+    assert (found["class"], found["update"]) == ("exploded", 10)
+    assert "the logged nll rose from 3 to 20, seen first at update 10" in found["words"]
+
+
+@pytest.mark.parametrize(
+    "risen",
+    [[9.0, 6.0] * 4, [200.0] * 8, [900.0, 2.5], [9e3, 4e3, 1e3, 400.0, 50.0]],
+    ids=["thrice", "long", "one line", "coming back"],
+)
+def test_a_loss_that_rises_and_comes_back_is_no_divergence(risen: list[float], workshop: Any) -> None:
+    trainer = workshop.trainer(stall_updates=20, unigram_loss=math.log(10), updates=40, lr=1e-9)
+    logging(trainer, [3.0, *risen, 2.5, 2.0])
+    assert trainer.fit().status == "completed"
 
 
 # --- overflow
@@ -200,6 +256,26 @@ def test_products_that_overflow_in_half_precision_alone_are_an_overflow(workshop
         2,
         "feed_forward",
     )
+
+
+@pytest.mark.parametrize(("nll", "kind"), [(3.0, "overflow"), (20.0, "exploded")])
+def test_what_overflows_after_the_loss_has_risen_far_has_exploded(
+    nll: float, kind: str, workshop: Any
+) -> None:
+    trainer = workshop.trainer(model=workshop.model(dropout=0.0), lr=1e-6)
+    trainer.passes.dtype = torch.float16
+    logging(trainer, [3.0, nll])
+    step = trainer.step
+
+    def growing(batches: Any) -> None:
+        step(batches)
+        if trainer.progress.update == 5:
+            with torch.no_grad():
+                trainer.model.encoder.layers[0].feedforward.hidden.weight.mul_(1e5)
+
+    trainer.step = growing
+    found = ended(trainer)
+    assert (found["class"], found["update"]) == (kind, 6)
 
 
 def test_an_explosion_under_bf16_is_no_overflow(workshop: Any) -> None:
@@ -245,20 +321,28 @@ def test_an_error_that_no_batch_explains_is_raised_as_it_is(workshop: Any) -> No
         trainer.fit()
 
 
-def test_a_batch_that_alone_is_not_finite_with_quiet_weights_is_a_matter_of_data(workshop: Any) -> None:
-    """One token, in one batch, has an embedding near the largest number."""
-    model = workshop.model(dropout=0.0, tie_embeddings="none")
+@pytest.mark.parametrize("placement", ["pre", "post", "rezero", "fixup"])
+def test_a_batch_that_alone_is_not_finite_is_a_matter_of_data_even_after_a_spike(
+    placement: str, workshop: Any
+) -> None:
+    """One token, in one batch, has an embedding near the largest number; a spike before it was survived."""
+    model = workshop.model(dropout=0.0, tie_embeddings="none", placement=placement)
     with torch.no_grad():
         model.source_embedding.tokens.weight[13] = 3e38
 
     def rare(batch: Any) -> Any:
         return replace(batch, source=batch.source.clone().index_fill_(1, torch.tensor([0]), 13))
 
-    spoilt = Spoilt(workshop.batch, rare, 1, 6)
+    spoilt = Spoilt(workshop.batch, rare, 6, 3)
     make = spoilt.make
     spoilt.make = lambda seed: replace(make(seed), source=make(seed).source.clamp(max=12))
-    found = ended(workshop.trainer(model=model, stream=spoilt, validate=lambda model: {"loss": 1.0}))
-    assert (found["class"], found["update"], found["batch"]["batch"]) == ("data", 6, 6)
+    options = {"updates": 50, "validate_every": 50, "clip": 1.0}
+    trainer = workshop.trainer(model=model, stream=spoilt, validate=lambda model: {"loss": 1.0}, **options)
+    weight = model.encoder.layers[0].feedforward.hidden.weight
+    weight.register_hook(lambda g: g * 1e4 if trainer.progress.update == 29 else g)
+    found = ended(trainer)
+    assert (found["class"], found["update"], found["batch"]["batch"]) == ("data", 38, 3)
+    assert found["spike"]["update"] == 30
     assert "3 of the 3 updates that follow are finite" in found["words"]
 
 
@@ -306,25 +390,35 @@ def test_a_run_that_is_too_long_to_replay_says_so(workshop: Any, monkeypatch: py
 # --- parts
 
 
-def test_the_first_spike_is_the_first_norm_far_above_its_own_median() -> None:
-    calm = [(t, {"a": 1.0 + t % 2, "b": 5.0}) for t in range(1, 8)]
-    assert first_spike(calm, 10) is None
-    history = [*calm, (8, {"a": 9.0, "b": 60.0}), (9, {"a": 900.0, "b": 5.0})]
-    assert first_spike(history, 10) == (8, "b", 12.0)
-    assert first_spike([(1, {"a": 0.0}), (2, {"a": 9.0})], 10) is None
-    assert first_spike([(1, {"a": math.inf}), (2, {"a": 1.0}), (3, {"a": math.nan})], 10) is None
+def test_the_last_excursion_of_a_norm_above_its_own_median_is_the_spike() -> None:
+    calm = [(t, {"a": 1.0 + t % 2, "b": 5.0}) for t in range(1, 12)]
+    assert last_spike(calm) is None
+    history = [*calm, (12, {"a": 9.0, "b": 60.0}), (13, {"a": 900.0, "b": 5.0})]
+    assert last_spike(history) == (12, "b", 12.0)
+    late = [(t, {"a": 1.0, "b": {12: 100.0, 900: 25000.0}.get(t, 5.0)}) for t in range(1, 903)]
+    assert last_spike(late) == (900, "b", 5000.0)
+
+
+def test_a_spike_needs_ten_norms_before_it_and_a_median_above_nothing() -> None:
+    for spiked, spike in ((10, None), (11, (11, "a", 900.0))):
+        history = [(t, {"a": 900.0 if t == spiked else 1.0}) for t in range(1, 15)]
+        assert last_spike(history) == spike
+    assert last_spike([(t, {"a": 9.0 if t == 30 else 0.0}) for t in range(1, 31)]) is None
+    wild = [(t, {"a": math.inf if t % 2 else math.nan}) for t in range(1, 20)]
+    assert last_spike([*wild, (20, {"a": 1.0})]) is None
 
 
 def test_spikes_are_found_in_the_probes_of_the_metrics(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
-        '{"update": 1, "nll": 3.0}\n{"update": 1, "probe": {"encoder": {"gradient": [0.5, null]}}}\n'
+        '{"update": 1, "nll": 3.0, "learning_rate": 0.5}\n'
+        '{"update": 1, "probe": {"encoder": {"gradient": [0.5, null]}}}\n'
         '{"update": 9, "nll": null}\n'
     )
     past = read_past(path)
-    assert past.losses == [3.0]
+    assert past.lines == [Line(1, 3.0, 0.5)]
     assert past.gradients == [(1, {"encoder layer 1": 0.5, "encoder layer 2": math.inf})]
-    assert read_past(tmp_path / "none").losses == []
+    assert read_past(tmp_path / "none").lines == []
 
 
 def test_a_batch_of_the_corpus_is_named_by_its_first_pairs() -> None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.errors import ConfigError, DataError
 from ..core.plans import shown
 from ..data.dataset import read_parallel
 from ..decoding.translator import Translator
 from ..studies.bootstrap import SAMPLES, Resampled, paired_bootstrap
-from ..studies.cells import differences
+from ..studies.cells import differences, read_result
 from ..studies.judging import ALPHA, p_words
 from ..studies.outcomes import TESTS
 from .command import Parser, command, whole_number
 from .config import Config
 from .lines import json_line, read_lines, say
 from .resolve import run_config
-from .result import read_result
 from .runs import Run, load_run, pick_device
 
 DESCRIPTION = """\
@@ -33,6 +33,7 @@ has kept (RUN/tests/NAME.hyp) are used as they are; otherwise the run translates
 
 Two runs are one training each: what holds for them need not hold for other seeds. A study asks that."""
 MIN_SAMPLES = 100
+FEW_SENTENCES = 100  # below these, resampling says little
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,13 @@ class Side:
 
     def kept(self, test: str, ending: str) -> list[str] | None:
         """Lines of RUN/tests/NAME.ENDING, None where there is no such file."""
-        file = self.directory / TESTS / f"{test}.{ending}"
+        file = self.directory / TESTS / f"{test.replace(os.sep, '_')}.{ending}"
         return list(read_lines(str(file))) if file.is_file() else None
 
     def parameters(self, loaded: dict[Path, Run]) -> int | None:
         if self.directory in loaded:
             return loaded[self.directory].model.parameter_count()
-        try:
-            count = read_result(self.directory).get("parameters")
-        except CheckpointError:
-            return None
+        count = read_result(self.directory).get("parameters")
         return count if isinstance(count, int) else None
 
 
@@ -82,18 +80,22 @@ def main(argv: Sequence[str]) -> int:
         return [translation.text for translation in translator.translate(sources)]
 
     found: dict[str, list[Resampled]] = {}
+    sentences: dict[str, int] = {}
     if arguments.input is not None:
         sources, references = list(read_lines(arguments.input)), list(read_lines(arguments.reference))
         if len(sources) != len(references):
             names = f"{arguments.input} has {len(sources)} lines, {arguments.reference} has {len(references)}"
             raise DataError(f"{names}: they have to be equally many")
         texts = translate(sides[0], sources), translate(sides[1], sources)
-        found[Path(arguments.input).name] = paired_bootstrap(*texts, references, samples=arguments.samples)
+        name = Path(arguments.input).name
+        found[name] = paired_bootstrap(*texts, references, samples=arguments.samples)
+        sentences[name] = len(references)
     else:
         for test in _tests(sides, arguments.test):
             texts, references = _test_texts(sides, test, translate)
             found[test] = paired_bootstrap(*texts, references, samples=arguments.samples)
-    facts = _facts(sides, found, loaded)
+            sentences[test] = len(references)
+    facts = _facts(sides, found, sentences, loaded)
     print(json_line(facts) if arguments.json else "\n".join(_text(sides, found, facts)))
     return 0
 
@@ -138,9 +140,19 @@ def _test_texts(
 
 
 def _facts(
-    sides: Sequence[Side], found: dict[str, list[Resampled]], loaded: dict[Path, Run]
+    sides: Sequence[Side],
+    found: dict[str, list[Resampled]],
+    sentences: dict[str, int],
+    loaded: dict[Path, Run],
 ) -> dict[str, Any]:
-    """Everything that is printed, for programs."""
+    """Everything that is printed, for programs. Which test sets a run has does not tell models apart."""
+    same = sides[0].directory.resolve() == sides[1].directory.resolve()
+    notes = ["A and B are one and the same run"] if same else []
+    notes += [
+        f"{test} has {count:,} sentences: with fewer than about {FEW_SENTENCES}, intervals and p are rough"
+        for test, count in sentences.items()
+        if count < FEW_SENTENCES
+    ]
     return {
         "runs": [str(side.directory) for side in sides],
         "parameters": [side.parameters(loaded) for side in sides],
@@ -148,15 +160,18 @@ def _facts(
         "differences": {
             key: [one, other]
             for key, one, other in differences(sides[0].config, sides[1].config)
-            if not key.startswith(f"{TESTS}.")
+            if key != "data.test" and not key.startswith("data.test.")
         },
+        "sentences": sentences,
+        "notes": notes,
     }
 
 
 def _text(sides: Sequence[Side], found: dict[str, list[Resampled]], facts: dict[str, Any]) -> list[str]:
     lines = [f"A  {sides[0].directory}", f"B  {sides[1].directory}"]
     for test, scores in found.items():
-        lines += ["", f"{test:<12} {'A':>15} {'B':>15} {'B - A':>8}   paired bootstrap"]
+        lines += ["", f"{test}, {facts['sentences'][test]:,} sentences"]
+        lines.append(f"{'':<12} {'A':>15} {'B':>15} {'B - A':>8}   paired bootstrap")
         for each in scores:
             one, other = (
                 f"{score:.2f} ± {half:.2f}"
@@ -166,14 +181,11 @@ def _text(sides: Sequence[Side], found: dict[str, list[Resampled]], facts: dict[
                 f"  {each.metric:<10} {one:>15} {other:>15} {each.difference + 0.0:>+8.2f}   {_verdict(each)}"
             )
         lines += [f"  {each.metric:<6} {each.signature}" for each in scores]
-    lines += ["", "One training of each: this is about these two models, not about other seeds."]
+    lines += ["", *(f"note: {note}" for note in facts["notes"])]
+    lines.append("One training of each: this is about these two models, not about other seeds.")
     counts = ["unknown" if count is None else f"{count:,}" for count in facts["parameters"]]
-    lines += [
-        "",
-        f"parameters: {counts[0]} and {counts[1]}"
-        if counts[0] != counts[1]
-        else f"parameters: {counts[0]} each",
-    ]
+    both = f"{counts[0]} each" if counts[0] == counts[1] else " and ".join(counts)
+    lines += ["", f"parameters: {both}"]
     changed = facts["differences"]
     lines.append("options that differ:" if changed else "no option differs")
     width = max(map(len, changed), default=0)

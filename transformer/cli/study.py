@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,17 +11,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError, Problem
+from ..core.errors import ConfigError, Problem, UserError
 from ..core.loading import parse_override
 from ..core.plans import shown
 from ..studies.cells import FINISHED, RUNS, Cell, State, plan, shard, states
 from ..studies.config import Study, load_study
 from ..studies.estimate import estimate
 from ..studies.launch import launch
+from ..studies.locks import held, holder
 from ..studies.outcomes import outcomes_of
 from ..studies.report import report
-from ..studies.runner import Slots, run
-from .command import INTERRUPTED, Parser, command, whole_number
+from ..studies.runner import Slots, lock_of, run
+from .command import INTERRUPTED, Parser, command
 from .lines import say
 from .resolve import new_config
 
@@ -28,9 +31,9 @@ Run a study: every cell of its grid is a run directory, trained by train.py, and
 stopped goes on where it was. At the end, and with --report-only at any time, a report is written from the
 cells that are finished."""
 EPILOG = """\
-exit codes: 0 every cell has ended and the report is written; 1 some cells failed (their logs say why); 2 the
-study file or the command line is wrong; 130 interrupted by Ctrl-C or SIGTERM: the cells are saved, the same
-command goes on"""
+exit codes: 0 every cell has ended and the report is written; 1 some cells failed (their logs say why) or were
+interrupted by others, or the report could not be made; 2 the study file or the command line is wrong; 130
+interrupted by Ctrl-C or SIGTERM: the cells are saved, the same command goes on"""
 
 
 @command
@@ -56,18 +59,34 @@ def main(argv: Sequence[str]) -> int:
         say("note: matplotlib is missing, and the report needs it: pip install prepost-transformer[report]")
     say(_counts(study, own, known))
     if arguments.launch:
-        parameters, folder = _parameters(arguments.launch_set), arguments.runs / study.name / "jobs"
-        for name, job in launch(left, arguments.launch, folder, parameters, arguments.device).items():
-            say(f"{name}: job {job.job_id}")
-        return 0
+        return _launch(left, arguments, arguments.runs / study.name / "jobs")
     summary = run(own, slots, say)
-    for name, end in summary.failed.items():
+    for name, end in summary.unfinished.items():
         say(f"{name}: {end}")
     if summary.interrupted:
         say(f"{summary.interrupted}: the same command goes on")
         return INTERRUPTED
-    code = _report(study, cells, out, again)
-    return 1 if summary.failed else code
+    try:
+        _report(study, cells, out, again)
+    except UserError as error:
+        say(f"no report: {error}")
+        return 1
+    return 1 if summary.unfinished else 0
+
+
+def _launch(cells: Sequence[Cell], arguments: argparse.Namespace, folder: Path) -> int:
+    """Hand in the cells that nobody trains."""
+    idle = [cell for cell in cells if not held(lock_of(cell))]
+    for cell in cells:
+        if cell not in idle:
+            say(f"{cell.name}: not launched, it is with {holder(lock_of(cell))}")
+    parameters = _parameters(arguments.launch_set)
+    jobs = launch(idle, arguments.launch, folder, parameters, arguments.device) if idle else {}
+    for name, job in jobs.items():
+        say(f"{name}: job {job.job_id}")
+    if not idle:
+        say("nothing to launch")
+    return 0
 
 
 def _report(study: Study, cells: Sequence[Cell], out: Path, again: str) -> int:
@@ -132,17 +151,16 @@ def _parameters(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _part(text: str) -> tuple[int, int]:
-    i, slash, n = text.partition("/")
-    if not (slash and i.isdigit() and n.isdigit()):
+    parts = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+    if parts is None:
         raise ConfigError(f"--shard {text}: give i/n, such as 1/4 for the first of four parts")
-    return int(i), int(n)
+    return int(parts[1]), int(parts[2])
 
 
 def _jobs(text: str) -> int:
-    count = whole_number(text)
-    if not count:
-        raise ValueError(text)
-    return count
+    if not re.fullmatch(r"0*[1-9]\d*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"give a whole number from 1 on, not {text!r}")
+    return int(text)
 
 
 def _parser() -> Parser:

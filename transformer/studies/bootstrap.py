@@ -15,6 +15,7 @@ from sacrebleu.significance import PairedTest
 from ..core.errors import DataError
 
 SAMPLES = 1000
+BOOTSTRAPPED = 4  # settings of one question; each costs seconds for every seed and test set
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +21,12 @@ from .config import ARM, DEPTH, DEPTHS, Study, Values, scored_set
 
 RUNS = Path("runs/studies")
 CONFIG_FILE, RESULT = "config.yaml", "result.json"
-LONGEST_NAME = 150
+LONGEST_NAME = 150  # bytes; file systems stop at 255, and a seed, a digest and an ending follow
 # What two runs of one cell may differ in: where they are, and what is written when.
-FREE = ("run_dir", "data.cache", "train.threads", "train.log_every", "train.save_every", "train.keep")
+FREE = (
+    *("run_dir", "data.cache", "train.threads", "train.keep"),
+    *("train.log_every", "train.probe_every", "train.save_every"),
+)
 BARE = ("placement", "norm", ARM)  # keys whose values say enough in a name
 
 Resolve = Callable[[str, Sequence[str | Override]], Section]
@@ -77,19 +81,46 @@ def plan(study: Study, resolve: Resolve, runs: Path = RUNS) -> list[Cell]:
 
 
 def shard(cells: Sequence[Cell], i: int, n: int) -> list[Cell]:
-    """The i-th of n parts (i from 1): every n-th cell, so that each part has cells of each seed."""
+    """The i-th of n parts (i from 1), so that no arm is always on one machine.
+
+    From n seeds on, a part has whole seeds, within which arms are compared. Fewer seeds are dealt out cell by
+    cell to equal parts, and the deal begins at another part for each seed.
+    """
     if not 1 <= i <= n:
         raise ConfigError(f"--shard {i}/{n}: give i/n with i from 1 to n")
-    return list(cells[i - 1 :: n])
+    seeds = list(dict.fromkeys(cell.seed for cell in cells))
+    if len(seeds) >= n:
+        return [cell for cell in cells if cell.seed in seeds[i - 1 :: n]]
+    own: list[Cell] = []
+    for number, seed in enumerate(seeds):
+        held = [cell for cell in cells if cell.seed == seed]
+        deals = n // gcd(len(held), n)  # after so many seeds the parts are equal, and the turn is moved on
+        begin = number * len(held) + number // deals
+        own += held[(i - 1 - begin) % n :: n]
+    return own
 
 
 def state(cell: Cell) -> State:
     """How far a cell is. ConfigError when its directory holds another run than the study asks for."""
-    file = cell.run_dir / CONFIG_FILE
-    if not file.is_file():
+    return states([cell])[cell.name]
+
+
+def states(cells: Sequence[Cell]) -> dict[str, State]:
+    """The state of each cell; ConfigError with each option that runs were made with and the study changed."""
+    changed: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        file = cell.run_dir / CONFIG_FILE
+        if cell.config is not None and file.is_file():
+            for key, before, now in differences(load(type(cell.config), file), cell.config):
+                changed.setdefault((key, repr(before), repr(now)), []).append(cell)
+    if changed:
+        raise ConfigError([_changed(*change, held) for change, held in changed.items()])
+    return {cell.name: _state(cell) for cell in cells}
+
+
+def _state(cell: Cell) -> State:
+    if not (cell.run_dir / CONFIG_FILE).is_file():
         return "new"
-    if cell.config is not None and (changed := differences(load(type(cell.config), file), cell.config)):
-        raise ConfigError([_changed(cell, *change) for change in changed])
     result = read_result(cell.run_dir)
     if result.get("status") == "diverged":
         return "diverged"
@@ -97,20 +128,6 @@ def state(cell: Cell) -> State:
     if result.get("status") == "completed" and tests <= set(result.get("test", {})):
         return "completed"
     return "interrupted"
-
-
-def states(cells: Sequence[Cell]) -> dict[str, State]:
-    """The state of each cell; ConfigError with every cell whose directory holds another run."""
-    found: dict[str, State] = {}
-    problems: list[Problem] = []
-    for cell in cells:
-        try:
-            found[cell.name] = state(cell)
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    return found
 
 
 def differences(one: Section, other: Section) -> list[tuple[str, Any, Any]]:
@@ -175,7 +192,8 @@ def _name(study: Study, setting: Values, seed: int) -> str:
         word, text = key.rpartition(".")[2], _shown(setting[key])
         parts.append(text if word in BARE else f"{word}{text}")
     clean = "-".join(re.sub(r"[^\w.+=-]+", "_", part).strip("_") for part in parts)
-    return f"{clean[:LONGEST_NAME]}-seed{seed}".removeprefix("-")
+    short = clean.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return f"{short}-seed{seed}".removeprefix("-")
 
 
 def _shown(value: Any) -> str:
@@ -206,9 +224,10 @@ def _of_cells(problem: Problem, names: Sequence[str]) -> Problem:
     return Problem(problem.path, problem.message, source, problem.hint)
 
 
-def _changed(cell: Cell, key: str, before: Any, now: Any) -> Problem:
+def _changed(key: str, before: str, now: str, cells: Sequence[Cell]) -> Problem:
+    were = f"and {len(cells) - 1} more were" if len(cells) > 1 else "was"
     return Problem(
         key,
-        f"the run in {cell.run_dir} was made with {before!r}, and the study now says {now!r}",
-        hint="give the changed study another `name`, or another --runs; or delete that run",
+        f"the run in {cells[0].run_dir} {were} made with {before}, and the study now says {now}",
+        hint="give the changed study another `name`, or another --runs; or delete what was made before",
     )

@@ -36,7 +36,8 @@ METRICS = {
     "gap": False,
     "updates_to_target": False,
 }
-_TEST = re.compile(r"test\.(.+)\.(bleu|chrf|ter)")
+SCORES = ("bleu", "chrf", "ter")
+_TEST = re.compile(rf"test\.(.+)\.({'|'.join(SCORES)})")
 
 
 def _plain(value: Any) -> Any:
@@ -51,12 +52,19 @@ def _plain(value: Any) -> Any:
 def _metric(name: str) -> str:
     if name in METRICS or _TEST.fullmatch(name):
         return name
-    guess = nearest(name, METRICS)
+    tested = [f"{name.rpartition('.')[0]}.{score}" for score in SCORES] if name.startswith("test.") else []
+    guess = nearest(name, tested or METRICS)
     raise ValueError(
         f"unknown metric {name!r}"
         + (f"; did you mean {guess!r}?" if guess else "")
         + f" (one of {', '.join(METRICS)}, test.NAME.bleu)"
     )
+
+
+def _some(values: tuple[int, ...]) -> tuple[int, ...]:
+    if not values:
+        raise ValueError("needs at least 1 value")
+    return values
 
 
 def _file_name(name: str) -> str:
@@ -105,6 +113,10 @@ class Question(Section):
     )
     metric: Metric | None = Field(None, description="measure by this (default: the study's metric)")
 
+    @property
+    def sides(self) -> tuple[tuple[str, Values], tuple[str, Values]]:
+        return ("this", self.this), ("that", self.that)
+
     def conflicts(self) -> Iterator[Problem]:
         if self.expect in ("no worse", "no better", "same") and not self.margin:
             message = f"{self.expect!r} is shown by an interval within the margin, and there is none"
@@ -123,7 +135,7 @@ class Study(Section):
     arms: tuple[Arm, ...] = Field((), description="bundles of options, each run with every setting")
     skip: tuple[Values, ...] = Field((), description="settings that are not run")
     budget: Values = Field({}, description="options that all runs have beside those of base")
-    seeds: Annotated[tuple[Int, ...], Field(min_length=1)] = Field((1, 2, 3), description="of the runs")
+    seeds: Annotated[tuple[Int, ...], AfterValidator(_some)] = Field((1, 2, 3), description="of the runs")
     metric: Metric = Field("valid_loss", description="what decides: valid_loss, valid_bleu, test.NAME.bleu")
     target: Positive | None = Field(None, description="a validation loss; who reaches it in fewer updates?")
     questions: tuple[Question, ...] = Field((), description="what the study is to answer")
@@ -188,20 +200,28 @@ class Study(Section):
                 hint = f"did you mean {guess!r}?" if guess else f"known here: {', '.join(known) or 'nothing'}"
                 yield Problem(f"{path}.{key}", "neither an axis nor set by an arm", hint=hint)
             elif value not in known[key]:
-                values = ", ".join(map(str, known[key]))
-                yield Problem(f"{path}.{key}", f"{value!r} is none of its values", hint=f"one of {values}")
+                guess = nearest(str(value), map(str, known[key]))
+                values = ", ".join(dict.fromkeys(map(str, known[key])))
+                hint = f"did you mean {guess!r}? " if guess else ""
+                message = f"{value!r} is none of its values"
+                yield Problem(f"{path}.{key}", message, hint=f"{hint}one of {values}")
 
     def _question_problems(self, path: str, question: Question, settings: list[Values]) -> Iterator[Problem]:
-        unknown = list(self._unknown(f"{path}.this", question.this))
-        unknown += self._unknown(f"{path}.that", question.that)
+        unknown = [p for name, side in question.sides for p in self._unknown(f"{path}.{name}", side)]
         yield from unknown
         if unknown:
             return
-        for side in ("this", "that"):
-            if not any(matches(setting, getattr(question, side)) for setting in settings):
-                yield Problem(f"{path}.{side}", "no run is like this", hint="look at axes and skip")
-        if any(matches(setting, question.this) and matches(setting, question.that) for setting in settings):
+        sides = {name: [s for s in settings if matches(s, chosen)] for name, chosen in question.sides}
+        for name in (name for name, held in sides.items() if not held):
+            yield Problem(f"{path}.{name}", "no run is like this", hint="look at axes and skip")
+        if any(setting in sides["that"] for setting in sides["this"]):
             yield Problem(path, "this and that have runs in common", hint="name a key in which they differ")
+        named = {*question.this, *question.that}
+        free = [key for key in ([ARM] if self.arms else []) + list(self.axes) if key not in named]
+        these, those = ([[setting[key] for key in free] for setting in held] for held in sides.values())
+        if question.over == "each" and these and those and not any(rest in those for rest in these):
+            message = f"this and that never have the same {', '.join(free)}: there is nothing to compare"
+            yield Problem(path, message, hint="name them in this and that, skip less, or say over: best")
         if question.metric == "updates_to_target" and self.target is None:
             yield Problem(f"{path}.metric", "updates_to_target needs the study's target")
 

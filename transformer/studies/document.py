@@ -70,7 +70,7 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Points):
         return "\n".join(f"- {_md(item)}" for item in block.items)
     if isinstance(block, Code):
-        return "\n".join(f"    {line}".rstrip() for line in block.text.splitlines())
+        return _fenced(block)
     if isinstance(block, Picture):
         image = f"![{_md(block.title)}](figures/{block.name}.png)"
         return f"### {_md(block.title)}\n\n{image}\n\n{_md(block.caption)}"
@@ -84,10 +84,21 @@ def _markdown(block: Block) -> str:
     return f"{_md(block.folded)}:\n\n{table}" if block.folded else table
 
 
+def _fenced(block: Code) -> str:
+    fence = "```"
+    while fence in block.text:
+        fence += "`"
+    code = f"{fence}\n{block.text.rstrip()}\n{fence}"
+    if not block.folded:
+        return code
+    return f"<details>\n<summary>{escape(block.folded)}</summary>\n\n{code}\n\n</details>"
+
+
 def _md(text: str) -> str:
-    """Text that Markdown takes for nothing else."""
-    for mark in ("\\", "*", "_", "`", "<", "["):
+    """Text that Markdown takes for nothing else: no marks, no entities, no mathematics."""
+    for mark in ("\\", "*", "_", "`", "<", "[", "&", "~"):
         text = text.replace(mark, f"\\{mark}")
+    text = text.replace("$", "<span>$</span>")  # GitHub's own way: there a backslash does not help
     return " ".join(text.split())
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from ..core.errors import ConfigError
@@ -26,9 +29,22 @@ VERDICTS = {  # dark enough for white text
     MIXED: "#7A5C00",
     NOT_TESTABLE: "#555555",
 }
-GREY, PALE = "#555555", "#DDDDDD"
+DARK, GREY, PALE = "#222222", "#555555", "#DDDDDD"
 WIDTH, DPI = 7.6, 150
-MOST_LINES = 6  # in one panel
+LINE = 0.155  # inches that a line of small text takes
+MOST_LINES, MOST_ARMS = 6, 10  # in one panel, with and without a warm-up axis
+# What is used of these where it is installed, for letters that the first does not have.
+FONTS = (
+    "DejaVu Sans",
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "Noto Sans JP",
+    "WenQuanYi Micro Hei",
+    "Microsoft YaHei",
+    "Hiragino Sans",
+    "Arial Unicode MS",
+)
 
 RC: dict[str, Any] = {
     "font.size": 10,
@@ -49,6 +65,7 @@ RC: dict[str, Any] = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "figure.dpi": DPI,
+    "text.parse_math": False,  # a $ in an arm's name is a $
 }
 
 
@@ -93,9 +110,9 @@ def panels_of(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
 
     Within an arm's panel colours tell warm-ups apart, the same ones in all panels.
     """
-    if len(lines) <= MOST_LINES:
-        return [("", list(lines))]
     families = list(dict.fromkeys(line.family for line in lines))
+    if len(lines) <= (MOST_LINES if len(families) < len(lines) else MOST_ARMS):
+        return [("", list(lines))]
     names = list(dict.fromkeys(line.short for line in lines))
     own = [replace(line, look=_look(names.index(line.short), names.index(line.short))) for line in lines]
     return [(name, [line for line in own if line.family == name]) for name in families]
@@ -105,7 +122,7 @@ def _look(colour: int, dashes: int, hollow: bool = False) -> dict[str, Any]:
     return {
         "color": COLOURS[colour % len(COLOURS)],
         "linestyle": STYLES[dashes % len(STYLES)],
-        "marker": MARKERS[colour % len(MARKERS)],
+        "marker": MARKERS[(colour + colour // len(COLOURS)) % len(MARKERS)],
         "markerfacecolor": "white" if hollow else COLOURS[colour % len(COLOURS)],
     }
 
@@ -119,7 +136,7 @@ def style() -> Iterator[None]:
         raise ConfigError("figures need matplotlib: pip install prepost-transformer[report]") from None
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(cast(Any, RC))
+        matplotlib.rcParams.update(cast(Any, {**RC, "font.family": list(_fonts())}))
         yield
 
 
@@ -145,42 +162,110 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 0.062) -> None:
-    """Write (height, text, colour) to the right of the axes, moved apart where they would touch.
+@cache
+def _fonts() -> tuple[str, ...]:
+    from matplotlib.font_manager import fontManager
 
-    Heights are data; `gap` is a share of the axes' height.
+    installed = {font.name for font in fontManager.ttflist}
+    return (FONTS[0], *(name for name in FONTS[1:] if name in installed))
+
+
+@cache
+def _width(letter: str) -> float:
+    """How many common letters wide it is; 0 where a font is wanting, in either weight."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    found = []
+    for weight in ("normal", "bold"):
+        files = [findfont(FontProperties(family=[name], weight=weight)) for name in _fonts()]
+        font = next((font for font in map(get_font, files) if font.get_char_index(ord(letter))), None)
+        if font is None:
+            return 0.0
+        font.set_size(10, 72)
+        found.append(font.load_char(ord(letter)).linearHoriAdvance / 65536 / 10)
+    return max(found) / 0.7
+
+
+def fold(text: str, width: int = 34, most: int = 2) -> str:
+    """The text on few lines of about `width` letters; what is too long loses its middle.
+
+    A letter that no font has becomes `?`.
     """
+    text = "".join(letter if _width(letter) else "?" for letter in " ".join(text.split()))
+    if text:
+        width = int(width / max(1.0, sum(map(_width, text)) / len(text)))
+    cut, room = text, width * most
+    while len(lines := textwrap.wrap(cut, width, break_on_hyphens=False)) > most:
+        room -= 1
+        cut = f"{text[: room - room // 3]}…{text[len(text) - room // 3 :]}"
+    return "\n".join(lines)
+
+
+def lines_in(texts: Sequence[str]) -> int:
+    """How many lines the tallest text takes."""
+    return 1 + max((text.count("\n") for text in texts), default=0)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, Mapping[str, Any]]], height: float) -> None:
+    """Write (height in data, text, look) to the right of the axes, moved apart where they would touch.
+
+    The text is dark beside a sample of its line; `height` is that of the axes in inches.
+    """
+    from matplotlib.transforms import ScaledTranslation, blended_transform_factory
+
     low, high = axes.get_ylim()
-    span = (high - low) or 1.0
-    order = sorted(range(len(ends)), key=lambda i: (ends[i][0], i))
-    places = [min(max((ends[i][0] - low) / span, 0.0), 1.0) for i in order]
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
-    over = places[-1] - 1.0 if places else 0.0
-    if over > 0:  # push down from the top
-        places[-1] = 1.0
-        for i in range(len(places) - 2, -1, -1):
-            places[i] = min(places[i], places[i + 1] - gap)
-    for i, place in zip(order, places, strict=True):
-        height, text, colour = ends[i]
-        at = min(max((height - low) / span, 0.0), 1.0)
-        frame: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
-        axes.plot(
-            [1.005, 1.03], [at, place], color=colour, linewidth=0.7, scalex=False, scaley=False, **frame
-        )
-        axes.text(1.04, place, text, color=colour, va="center", ha="left", fontsize=9, **frame)
+    ends = sorted(ends, key=lambda end: end[0])
+    room = [(LINE * lines_in([text]) + 0.04) / height for _, text, _ in ends]
+    apart = [0.0, *((room[i] + room[i - 1]) / 2 for i in range(1, len(room)))]
+    starts = [min(max((end[0] - low) / ((high - low) or 1.0), 0.0), 1.0) for end in ends]
+    up, down = list(starts), list(starts)
+    for i in range(1, len(up)):
+        up[i] = max(up[i], up[i - 1] + apart[i])
+    for i in reversed(range(1, len(down))):
+        down[i - 1] = min(down[i - 1], down[i] - apart[i])
+    places = [(above + below) / 2 for above, below in zip(up, down, strict=True)]
+    bottom, top = 0.0, 1.0
+    for i in range(len(places)):
+        places[i] = max(places[i], bottom + apart[i])
+        bottom = places[i]
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], top)
+        top = places[i] - apart[i]
+    inches = axes.figure.dpi_scale_trans + ScaledTranslation(
+        1, 0, cast(Any, axes.transAxes)
+    )  # from the right
+    frame: dict[str, Any] = {
+        "transform": blended_transform_factory(inches, axes.transAxes),
+        "clip_on": False,
+    }
+    still = {**frame, "scalex": False, "scaley": False}
+    for start, place, (_, text, look) in zip(starts, places, ends, strict=True):
+        axes.plot([0.04, 0.13], [start, place], color=look["color"], linewidth=0.8, **still)
+        axes.plot([0.15, 0.3, 0.45], [place] * 3, linewidth=1.6, markersize=5, markevery=[1], **look, **still)
+        axes.text(0.51, place, text, color=DARK, va="center", ha="left", fontsize=9, **frame)
 
 
-def rate_ticks(axes: Axes, rates: Sequence[float]) -> None:
-    """A log axis with room for all rates, a tick at each and no other."""
+def rate_ticks(axes: Axes, rates: Sequence[float], width: float) -> None:
+    """A log axis with room for all rates and a tick at each; names where `width` inches have room."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     axes.set_xscale("log")
-    room = (rates[-1] / rates[0]) ** 0.06
-    axes.set_xlim(rates[0] / room, rates[-1] * room)
+    axes.set_xlim(rates[0] / (rates[-1] / rates[0]) ** 0.06, rates[-1] * (rates[-1] / rates[0]) ** 0.06)
+    apart = 0.4 / width * 1.12 * math.log10(rates[-1] / rates[0])
+    named: list[float] = []
+    for rate in sorted(
+        rates, key=lambda r: (r not in (rates[0], rates[-1]), f"{r:.6e}"[:8] != "1.000000", r)
+    ):
+        if all(abs(math.log10(rate / other)) >= apart for other in named):
+            named.append(rate)
     axes.xaxis.set_major_locator(FixedLocator(list(rates)))
-    axes.xaxis.set_major_formatter(FixedFormatter([rate_text(rate) for rate in rates]))
+    axes.xaxis.set_major_formatter(FixedFormatter([rate_text(r) if r in named else "" for r in rates]))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def row_height(labels: Sequence[str], least: float) -> float:
+    """Inches for each row, so that the tallest label does not touch the next."""
+    return max(least, LINE * lines_in(labels) + 0.08)
 
 
 def rows_axes(axes: Axes, labels: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,14 @@ SHAPE = ("model.encoder_layers", "model.decoder_layers", "model.d_model", "model
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Seconds of an update, and of what a training does before the first and after the last one."""
+
+    update: float
+    around: float
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Seconds that are left, one cell after the other, and how that is known."""
 
@@ -54,7 +63,8 @@ def estimate(cells: Sequence[Cell], known: Mapping[str, State], slots: Slots) ->
     """The time of the cells that are not finished, as if each began anew.
 
     Where cells of the same shape are finished, their seconds per update count; otherwise one cell of
-    each shape is timed, alone, in a temporary directory.
+    each shape is timed, alone, in a temporary directory. One is timed in any case, for what goes on around
+    the updates.
     """
     left = [cell for cell in cells if known[cell.name] not in FINISHED]
     updates = [int(flat_of(cell).get("train.updates") or 0) for cell in left]
@@ -71,22 +81,32 @@ def estimate(cells: Sequence[Cell], known: Mapping[str, State], slots: Slots) ->
     if finished := sum(map(len, measured.values())):
         mean = sum(sum(values) for values in measured.values()) / finished
         words.append(f"{mean:.3g} s an update in {finished} finished cells, validation counted")
+    else:
+        timed(left[0], slots)  # prepares the data, which only the first cell has to do
+    around: list[float] = []
     for cell in left:
+        if around and shape(cell) in rates:
+            continue
+        timing = timed(cell, slots)
+        if isinstance(timing, str):
+            return Estimate(None, total, timing)
+        around.append(timing.around)
         if shape(cell) not in rates:
-            rate = timed(cell, slots)
-            if isinstance(rate, str):
-                return Estimate(None, total, rate)
-            rates[shape(cell)] = rate
+            rates[shape(cell)] = timing.update
             words.append(
-                f"{rate:.3g} s an update, timed over {TIMED - WARM} updates of {cell.name}, alone and"
-                f" without validation (threads: {threads_of(cell, slots.threads)})"
+                f"{timing.update:.3g} s an update, timed over {TIMED - WARM} updates of {cell.name}, alone"
+                f" and without validation (threads: {threads_of(cell, slots.threads)})"
             )
-    seconds = sum(rates[shape(cell)] * count for cell, count in zip(left, updates, strict=True))
-    return Estimate(seconds, total, "\n".join([*words, "the translation of the test sets is not counted"]))
+    mean = sum(around) / len(around)
+    words.append(f"{mean:.3g} s for each cell to start and to end")
+    words.append("the translation of the test sets is not counted")
+    seconds = sum(mean + rates[shape(cell)] * count for cell, count in zip(left, updates, strict=True))
+    return Estimate(seconds, total, "\n".join(words))
 
 
-def timed(cell: Cell, slots: Slots) -> float | str:
-    """Seconds for an update of a cell, or why there is no number."""
+def timed(cell: Cell, slots: Slots) -> Timing | str:
+    """What a few updates of a cell take, or why there is no number."""
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         overrides = {**cell.overrides, **TIMING}
@@ -106,7 +126,8 @@ def timed(cell: Cell, slots: Slots) -> float | str:
         if WARM not in at or TIMED not in at:
             said = done.stderr.strip().splitlines()
             return f"the timing of {cell.name} failed: {said[-1] if said else f'code {done.returncode}'}"
-        return float(at[TIMED] - at[WARM]) / (TIMED - WARM)
+        update = float(at[TIMED] - at[WARM]) / (TIMED - WARM)
+        return Timing(update, max(0.0, time.monotonic() - begun - TIMED * update))
 
 
 def shape(cell: Cell) -> tuple[Any, ...]:

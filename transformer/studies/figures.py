@@ -1,28 +1,32 @@
 """The figures of a report; each is drawn only where the study has its axes.
 
-curves       validation loss over updates, a band over seeds
-rates        loss against the learning rate, a line for each arm, with its sensitivity
+gains        the differences that the questions ask for, with intervals
 grid         loss at every warm-up and rate, a panel for each arm
+rates        loss against the learning rate, a line for each arm, with its sensitivity
 divergence   share of the seeds that diverged, with intervals
+curves       validation loss over updates, a band over seeds
 target       updates to a validation loss
 bleu         BLEU of each arm, with intervals over seeds
-gains        the differences that the questions ask for, with intervals
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .config import Study
 from .drawing import (
+    DARK,
     GREY,
+    LINE,
     PALE,
     Line,
+    fold,
     grid_of,
     label_ends,
+    lines_in,
     lines_of,
     new_figure,
     panels_of,
@@ -32,7 +36,7 @@ from .drawing import (
     style,
 )
 from .grids import draw_grid
-from .groups import RATE, Group, label, plain, rate_text
+from .groups import RATE, Group, plain, rate_text
 from .rows import draw_bleu, draw_divergence, draw_gains, draw_target
 from .statistics import sensitivity
 from .verdicts import Verdict
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Drawn = tuple["Figure", str] | None
+COUNTS = 0.24  # inches of a row of counts
+GREY_LINES = " Grey: the lines of the other panels."
 __all__ = ["Picture", "line_sensitivity", "pictures"]
 
 
@@ -59,10 +65,10 @@ def pictures(study: Study, groups: Sequence[Group], verdicts: Sequence[Verdict])
     """All figures for which there is something to show, in the order of a report."""
     drawings: list[tuple[str, str, Callable[[], Drawn]]] = [
         ("gains", "Differences asked for", lambda: draw_gains(verdicts)),
-        ("curves", "Learning curves", lambda: draw_curves(groups)),
-        ("rates", "Loss against learning rate", lambda: draw_rates(groups)),
         ("grid", "Warm-up and learning rate", lambda: draw_grid(groups)),
+        ("rates", "Loss against learning rate", lambda: draw_rates(groups)),
         ("divergence", "Runs that diverged", lambda: draw_divergence(groups)),
+        ("curves", "Learning curves", lambda: draw_curves(groups)),
         ("target", "Updates to the target", lambda: draw_target(study, groups)),
         ("bleu", "BLEU", lambda: draw_bleu(groups)),
     ]
@@ -82,139 +88,150 @@ def draw_curves(groups: Sequence[Group]) -> Drawn:
     if not lines:
         return None
     panels = panels_of(lines)
-    rows, columns = grid_of(len(panels), 2)
-    figure = new_figure(3.6 if rows == 1 else 2.7 * rows)
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    several = len(rates_of(groups)) > 1
+    names = {line.label: _curve_name(line, len(panels) > 1, several) for line in lines}
+    figure, axes, height = _frame(panels, names, 2, 2.9 if len(panels) == 1 else 1.8)
     trained = [
         loss for line in lines for run in line.best.runs.values() if not run.diverged for _, loss in run.curve
     ]
     every = [loss for line in lines for run in line.best.runs.values() for _, loss in run.curve]
     shown = [loss for loss in trained or every if math.isfinite(loss)] or [0.0, 1.0]
     low, high = min(shown), max(max(shown), min(shown) + 1e-3)
-    several = len(rates_of(groups)) > 1
-    for i, (title, held) in enumerate(panels):
-        panel = axes.flat[i]
+    for panel, (_, held) in zip(axes.flat, panels, strict=False):
         panel.set_ylim(low - 0.04 * (high - low), high + 0.06 * (high - low))
-        panel.set_title(title)
         panel.grid(axis="y")
         panel.locator_params(axis="x", nbins=6, integer=True)
-        ends = [_curve(panel, line, title != "", several) for line in held]
-        label_ends(panel, ends, 0.075 if rows == 1 else 0.1)
+        for other in _others(lines, held):
+            updates, values = _common(other.best)
+            panel.plot(updates, [math.fsum(v) / len(v) for v in values], color=PALE, linewidth=1)
+        label_ends(panel, [(_curve(panel, line), names[line.label], line.look) for line in held], height)
     _tidy(axes, len(panels), "update", "validation loss (nats a token)")
-    tuned = " Each line is its arm at the learning rate with the lowest validation loss." if several else ""
     seeds = max(len(line.best.runs) for line in lines)
-    caption = (
-        f"Mean over seeds (at most {seeds}); the band reaches from the lowest seed to the highest.{tuned}"
-    )
+    caption = f"Mean over seeds (at most {seeds}); the band reaches from the lowest seed to the highest."
+    if several:
+        caption += " Each line is its arm at the learning rate with the lowest validation loss."
     if any(line.best.failed for line in lines):
         caption += " A thin line that ends in a cross is a seed that diverged."
-    return figure, caption
+    return figure, caption + (GREY_LINES if len(panels) > 1 else "")
 
 
-def _curve(axes: Axes, line: Line, short: bool, several: bool) -> tuple[float, str, str]:
-    """Draw one line; where and how it is to be named."""
+def _curve_name(line: Line, titled: bool, several: bool) -> str:
     group = line.best
+    told = [line.short if titled else line.label]
+    told += [rate_text(group.values[RATE])] if several and RATE in group.values else []
+    parts = [fold(", ".join(part for part in told if part), 26)]
+    parts += [f"diverged {len(group.failed)} of {len(group.runs)}"] if group.failed else []
+    return "\n".join(part for part in parts if part)
+
+
+def _common(group: Group) -> tuple[list[int], list[list[float]]]:
+    """Updates at which all seeds that trained were validated, and their losses there."""
     good = [dict(run.curve) for run in group.runs.values() if not run.diverged and run.curve]
-    common = sorted(set.intersection(*(set(curve) for curve in good))) if good else []
+    updates = sorted(set.intersection(*(set(curve) for curve in good))) if good else []
+    return updates, [sorted(curve[update] for curve in good) for update in updates]
+
+
+def _curve(axes: Axes, line: Line) -> float:
+    """Draw one line; the height at which it ends."""
+    group, colour, top = line.best, line.colour, axes.get_ylim()[1]
+    updates, values = _common(group)
     end = math.nan
-    if common:
-        values = [[curve[update] for curve in good] for update in common]
-        means = [math.fsum(sorted(held)) / len(held) for held in values]
-        every = max(1, len(common) // 6)
-        axes.plot(common, means, linewidth=1.8, markersize=4.5, markevery=every, **line.look)
-        axes.fill_between(
-            common,
-            [min(v) for v in values],
-            [max(v) for v in values],
-            color=line.colour,
-            alpha=0.18,
-            linewidth=0,
-        )
+    if updates:
+        means = [math.fsum(held) / len(held) for held in values]
+        every = max(1, len(updates) // 6)
+        axes.plot(updates, means, linewidth=1.8, markersize=4.5, markevery=every, **line.look)
+        lows, highs = [held[0] for held in values], [held[-1] for held in values]
+        axes.fill_between(updates, lows, highs, color=colour, alpha=0.18, linewidth=0)
         end = means[-1]
-    top = axes.get_ylim()[1]
     for seed in group.failed:
         run = group.runs[seed]
         points = [(update, min(loss, top)) for update, loss in run.curve if math.isfinite(loss)]
-        points = points or [(run.updates, top)]
-        xs, ys = zip(*points, strict=True)
-        axes.plot(xs, ys, color=line.colour, linewidth=0.8, linestyle=line.look["linestyle"])
-        axes.plot(
-            xs[-1], ys[-1], marker="x", markersize=8, markeredgewidth=2, color=line.colour, clip_on=False
-        )
+        xs, ys = zip(*(points or [(run.updates, top)]), strict=True)
+        axes.plot(xs, ys, color=colour, linewidth=0.8, linestyle=line.look["linestyle"])
+        axes.plot(xs[-1], ys[-1], "x", markersize=8, markeredgewidth=2, color=colour, clip_on=False)
         end = ys[-1] if math.isnan(end) else end
-    name = (line.short if short else line.label) or label(group.values)
-    if several and RATE in group.values:
-        name += f", {rate_text(group.values[RATE])}"
-    if group.failed:
-        name += f"\ndiverged {len(group.failed)} of {len(group.runs)}"
-    return (end if not math.isnan(end) else top, name, line.colour)
+    return top if math.isnan(end) else end
 
 
 def draw_rates(groups: Sequence[Group]) -> Drawn:
-    """Final validation loss against the peak rate; above, how many seeds diverged at each."""
+    """Best validation loss against the peak rate; above, how many seeds diverged at each."""
+    from matplotlib.ticker import MaxNLocator
+
     rates = rates_of(groups)
-    if len(rates) < 2:
-        return None
     lines = [line for line in lines_of(groups) if len(rates_of(line.groups)) > 1]
-    if not lines:
+    if len(rates) < 2 or not lines:
         return None
     panels = panels_of(lines)
-    rows, columns = grid_of(len(panels), 2)
-    figure = new_figure(4.0 if rows == 1 else 3.0 * rows)
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    names = {line.label: _rate_name(line, len(panels) > 1) for line in lines}
+    counted = [[line.label for line in held if any(g.failed for g in line.groups)] for _, held in panels]
+    deepest = max(len(held) for held in counted)
+    strip = COUNTS * (deepest + 1) if deepest else 0.0  # inches above the curves
+    across = 2 if len(rates) <= 6 else 1
+    figure, axes, height = _frame(panels, names, across, strip + (3.0 if len(panels) == 1 else 1.8))
     losses = [v for line in lines for g in line.groups for v in g.scores("valid_loss").values()]
     low, high = (min(losses), max(losses)) if losses else (0.0, 1.0)
     span = (high - low) or 1.0
-    failures = any(g.failed for line in lines for g in line.groups)
-    deepest = max(len(held) for _, held in panels)
-    strip = 0.085 * span * (1.4 if rows > 1 else 1.0)  # height of a row of counts above the curves
-    for i, (title, held) in enumerate(panels):
-        panel = axes.flat[i]
-        panel.set_ylim(low - 0.06 * span, high + 0.08 * span + (strip * (deepest + 0.6) if failures else 0))
-        panel.set_title(title)
+    top = high + 0.08 * span
+    inch = 1.14 * span / (height - strip)
+    ticks = MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]).tick_values(low, top)
+    for i, (panel, (_, held)) in enumerate(zip(axes.flat, panels, strict=False)):
+        panel.set_ylim(low - 0.06 * span, top + inch * strip)
+        panel.set_yticks([tick for tick in ticks if low - 0.06 * span <= tick <= top])
+        panel.spines["left"].set_bounds(low - 0.06 * span, top)
         panel.grid(axis="y")
-        rate_ticks(panel, rates)
+        rate_ticks(panel, rates, 4.9 if len(panels) == 1 or across == 1 else 2.0)
+        for other in _others(lines, held):
+            xs, means, *_ = _rate_points(other)
+            panel.plot(xs, means, color=PALE, linewidth=1)
         ends = []
-        for row, line in enumerate(held):
-            place = high + 0.08 * span + strip * (deepest - row - 0.2)
-            ends.append(_rate_line(panel, line, place, title != "", failures))
-        if failures:
-            panel.axhline(high + 0.08 * span, color=PALE, linewidth=0.8)
+        for line in held:
+            row = counted[i].index(line.label) if line.label in counted[i] else 0
+            place = top + inch * COUNTS * (deepest - row - 0.5)
+            ends.append((_rate_line(panel, line, place), names[line.label], line.look))
+        if deepest:
+            panel.axhline(top, color=PALE, linewidth=0.8)
             frame: dict[str, Any] = {"transform": panel.transAxes, "fontsize": 8.5, "color": GREY}
-            panel.text(0.015, 0.985, "seeds that diverged", va="top", **frame)
-        label_ends(panel, [end for end in ends if end], 0.115 if rows == 1 else 0.17)
-    _tidy(axes, len(panels), "peak learning rate (log axis)", "final validation loss")
+            told = "seeds that diverged" if counted[i] else "no seed diverged"
+            panel.text(0.015, 0.985, told, va="top", **frame)
+        label_ends(panel, ends, height)
+    _tidy(axes, len(panels), "peak learning rate (log axis)", "best validation loss")
     caption = (
-        "Mean over the seeds that trained; bars reach from the lowest seed to the highest. S is the"
-        " sensitivity to the rate: the mean over log rate of min(loss, loss at initialisation) less the best"
-        " loss, a diverged seed counting as the loss at initialisation; smaller is more forgiving."
+        "Mean over the seeds that trained; bars reach from the lowest seed to the highest."
+        " S is the sensitivity to the rate: the mean over log rate of min(loss, loss at initialisation)"
+        " less the best loss, a diverged seed counting as the loss at initialisation;"
+        " smaller is more forgiving."
     )
-    return figure, caption + (" Counts above: seeds that diverged at that rate." if failures else "")
+    caption += " Counts above: seeds that diverged at that rate." if deepest else ""
+    return figure, caption + (GREY_LINES if len(panels) > 1 else "")
 
 
-def _rate_line(
-    axes: Axes, line: Line, place: float, short: bool, failures: bool
-) -> tuple[float, str, str] | None:
-    points = []
-    for group in line.groups:
-        held = sorted(group.scores("valid_loss").values())
-        rate = float(plain(group.values[RATE]))
-        if held:
-            points.append((rate, math.fsum(held) / len(held), held[0], held[-1]))
-        if group.failed:
-            text = f"{len(group.failed)}/{len(group.runs)}"
-            axes.text(
-                rate, place, text, color=line.colour, ha="center", va="center", fontsize=8.5, weight="bold"
-            )
-    points.sort()
-    if points:
-        xs, means, lows, highs = zip(*points, strict=True)
-        axes.vlines(xs, lows, highs, color=line.colour, linewidth=1.2)
-        axes.plot(xs, means, linewidth=1.8, markersize=5.5, **line.look)
+def _rate_name(line: Line, titled: bool) -> str:
     found = line_sensitivity(line)
-    name = (line.short if short else line.label) or line.family
-    name += "" if found is None else f"\nS = {found:.2f}"
-    return (points[-1][1] if points else place, name, line.colour)
+    parts = [fold(line.short if titled else line.label, 26)]
+    parts += [] if found is None else [f"S = {found:.2f}"]
+    return "\n".join(part for part in parts if part)
+
+
+def _rate_points(line: Line) -> list[tuple[float, ...]]:
+    """Rates; means, lowest and highest losses of the seeds that trained there."""
+    held = [(float(plain(g.values[RATE])), sorted(g.scores("valid_loss").values())) for g in line.groups]
+    points = sorted((rate, math.fsum(v) / len(v), v[0], v[-1]) for rate, v in held if v)
+    return list(zip(*points, strict=True)) or [(), (), (), ()]
+
+
+def _rate_line(axes: Axes, line: Line, place: float) -> float:
+    """Draw one line, its counts at the height `place`; the height at which it ends."""
+    for group in line.groups:
+        if group.failed:
+            text, rate = f"{len(group.failed)}/{len(group.runs)}", float(plain(group.values[RATE]))
+            box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": line.colour}
+            axes.text(rate, place, text, color=DARK, ha="center", va="center", fontsize=8, bbox=box)
+    xs, means, lows, highs = _rate_points(line)
+    if not xs:
+        return place
+    axes.vlines(xs, lows, highs, color=line.colour, linewidth=1.2)
+    axes.plot(xs, means, linewidth=1.8, markersize=5.5, **line.look)
+    return means[-1]
 
 
 def line_sensitivity(line: Line) -> float | None:
@@ -235,6 +252,27 @@ def line_sensitivity(line: Line) -> float | None:
         if RATE in group.values and held:
             losses[float(plain(group.values[RATE]))] = math.fsum(sorted(held)) / len(held)
     return sensitivity(losses, initial)
+
+
+def _others(lines: Sequence[Line], held: Sequence[Line]) -> list[Line]:
+    """The lines of other panels."""
+    return [line for line in lines if line.label not in {own.label for own in held}]
+
+
+def _frame(
+    panels: Sequence[tuple[str, Sequence[Line]]], names: Mapping[str, str], across: int, least: float
+) -> tuple[Figure, Any, float]:
+    """A figure, its panels with their titles, and their height in inches, with room for all names."""
+    rows, columns = grid_of(len(panels), across)
+    room = max(sum(LINE * lines_in([names[line.label]]) + 0.06 for line in held) for _, held in panels)
+    height = max(least, room)
+    titles = [fold(title, 28 if columns > 1 else 60) for title, _ in panels]
+    above = 0.17 * lines_in(titles) + 0.12 if any(titles) else 0.05
+    figure = new_figure(rows * (height + above) + 0.55)
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for panel, title in zip(axes.flat, titles, strict=False):
+        panel.set_title(title)
+    return figure, axes, height
 
 
 def _tidy(axes: Any, used: int, x: str, y: str) -> None:

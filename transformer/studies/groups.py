@@ -11,7 +11,7 @@ from typing import Any
 from ..core.plans import shown
 from .config import ARM, scored_set
 from .outcomes import Outcome
-from .statistics import Mean, mean_of, updates_to
+from .statistics import Mean, mean_of
 
 RATE, WARMUP = "train.lr", "train.warmup"
 LOSS, TO_TARGET = "valid_loss", "updates_to_target"
@@ -29,15 +29,24 @@ class Group:
         """Seeds that diverged."""
         return [seed for seed, run in self.runs.items() if run.diverged]
 
+    def _measured(self, metric: str) -> dict[int, float]:
+        found = {seed: run.measure(metric) for seed, run in self.runs.items() if not run.diverged}
+        return {seed: value for seed, value in found.items() if value is not None}
+
     def scores(self, metric: str) -> dict[int, float]:
         """The metric with each seed that trained, where it has one."""
-        found = {s: _measured(run, metric) for s, run in self.runs.items() if not run.diverged}
-        return {seed: float(v) for seed, v in found.items() if v is not None and math.isfinite(v)}
+        return {seed: v for seed, v in self._measured(metric).items() if math.isfinite(v)}
 
     def fell_short(self, metric: str) -> list[int]:
-        """Seeds that diverged; for the updates to a target, those that never reached it as well."""
-        reached = self.scores(metric) if metric == TO_TARGET else self.runs
-        return [seed for seed in self.runs if seed in self.failed or seed not in reached]
+        """Seeds that diverged, measured no finite number, or, asked for the target, never reached it."""
+        scores = self.scores(metric)
+        tried = self.runs if metric == TO_TARGET else {*self.failed, *self._measured(metric)}
+        return [seed for seed in self.runs if seed in tried and seed not in scores]
+
+    def unmeasured(self, metric: str) -> list[int]:
+        """Seeds that trained and have not measured it: nothing is known of them."""
+        known = {*self.scores(metric), *self.fell_short(metric)}
+        return [seed for seed in self.runs if seed not in known]
 
     def mean(self, metric: str) -> Mean | None:
         return mean_of(list(self.scores(metric).values()))
@@ -49,8 +58,8 @@ class Group:
     @property
     def merit(self) -> tuple[float, float]:
         """For choosing among settings: fewest diverged seeds first, then the lowest mean validation loss."""
-        loss = self.loss
-        share = len(self.failed) / len(self.runs) if self.runs else 1.0
+        loss, failed = self.loss, self.fell_short(LOSS)
+        share = len(failed) / len(self.runs) if self.runs else 1.0
         return (share, math.inf if loss is None else loss.mean)
 
     def matches(self, wanted: Mapping[str, Any]) -> bool:
@@ -80,8 +89,14 @@ def identity(values: Mapping[str, Any]) -> str:
 
 
 def best_of(groups: Sequence[Group]) -> Group | None:
-    """The setting with the fewest diverged seeds, then the lowest mean validation loss."""
-    return min(groups, key=lambda group: group.merit) if groups else None
+    """Of the settings with most seeds: the fewest diverged ones, then the lowest mean validation loss."""
+    return min(complete(groups), key=lambda group: group.merit, default=None)
+
+
+def complete(groups: Sequence[Group]) -> list[Group]:
+    """The settings with as many seeds as any: with fewer, one lucky seed would be a good setting."""
+    ended = [len(group.runs) - len(group.unmeasured(LOSS)) for group in groups]
+    return [group for group, count in zip(groups, ended, strict=True) if count == max(ended)]
 
 
 def axes_of(groups: Sequence[Group]) -> dict[str, list[Any]]:
@@ -202,9 +217,3 @@ def sort_key(value: Any) -> tuple[int, float, str]:
     if isinstance(given, (int, float)) and not isinstance(given, bool):
         return (0, float(given), "")
     return (1, 0.0, repr(given))
-
-
-def _measured(run: Outcome, metric: str) -> float | None:
-    if metric == TO_TARGET:
-        return None if run.target is None else updates_to(run.curve, run.target)
-    return run.measure(metric)

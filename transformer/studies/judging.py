@@ -7,43 +7,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .bootstrap import BOOTSTRAPPED
 from .config import higher_is_better
 from .groups import TO_TARGET, Group
 from .statistics import Mean, Paired, mean_of, paired, sign_test, split_chance
 
 ALPHA = 0.05
 FEWEST = 3  # seeds
+MOST_DIGITS = 9  # of a difference
 
 REPRODUCED, NOT_REPRODUCED, MIXED, NOT_TESTABLE = "reproduced", "not reproduced", "mixed", "not testable"
 RULES = (
     "Arms are compared within seeds: one seed gives both the same data order and the same initial values"
-    " for what"
-    " they share. Where no run diverged, the paired t test over seeds decides at 5 % (two-sided);"
-    " intervals are"
-    " Student's at 95 %; the effect size is Cohen's d_z, the mean difference over the deviation of the"
-    " differences.",
-    "A run that diverged is worse than any that did not, by no stated amount. An arm that diverged with every"
-    f" seed is worse than one that did with none, from {FEWEST} seeds on (two arms that fail equally"
-    f" often part so"
-    " cleanly with a probability of at most 2/4^n: 3 % with three seeds). Where some seeds diverged, the"
-    " sign test"
-    " over seeds decides, which takes six of them. Where both arms diverged with every seed there is"
-    " nothing to compare. For the updates"
-    " to a target, not to have reached it counts as divergence does.",
+    " for what they share. Where no run diverged, the paired t test over seeds decides at 5 % (two-sided);"
+    " intervals are Student's at 95 %; the effect size is Cohen's d_z, the mean difference over the deviation"
+    " of the differences. Where the differences of all seeds are alike but for rounding, a t test would be"
+    " certain of anything, and the sign test over seeds decides in its place.",
+    "The validation loss of a run is its best validation loss, that of the model it left: the best one that"
+    " it validated, by train.metric, or the average where that was better. It is not the last one. The gap is"
+    " from the last validation, and the training loss from the last log line.",
+    f"Fewer than {FEWEST} seeds in common are too few for any answer: not testable.",
+    "A run that diverged is worse than any that did not, by no stated amount. So is one that ended without a"
+    " finite number for what is compared; and, for the updates to a target, one that has not reached it."
+    f" An arm that diverged with every seed is worse than one that did with none, from {FEWEST} seeds on: two"
+    " arms that fail equally often part so cleanly with a probability of at most 2/4^n, which is 3 % with"
+    " three seeds. Where some seeds diverged, the sign test over seeds decides. It counts a seed at which one"
+    " of the two diverged, or the two differ by more than the margin, and it takes six of them to decide"
+    " anything. Where both arms diverged with every seed there is nothing to compare.",
     '"Better", "worse" and "differs" are reproduced when the difference is significant and its whole'
-    " interval lies"
-    ' beyond the margin; otherwise not. "Same", "no worse" and "no better" are reproduced when the whole'
-    " interval"
-    " lies within the margin, not reproduced when it lies wholly beyond; otherwise the seeds do not"
-    " decide, and the"
-    " answer is not testable: that no difference is significant does not show that there is none.",
-    'Over "best", whatever the question leaves open (the learning rate, say) is tuned for each arm:'
-    " fewest diverged"
-    " seeds first, then the lowest validation loss, as a mean over seeds; test sets are not looked at. Over"
-    ' "each", every setting is compared by itself with Holm\'s p values; all reproduced is reproduced,'
-    " none is not"
-    " reproduced, some of each is mixed; settings that cannot be tested are named and do not count.",
-    f"Fewer than {FEWEST} seeds in common that show nothing significant are too few: not testable.",
+    ' interval lies beyond the margin; otherwise not. "Same", "no worse" and "no better" are reproduced when'
+    " the whole interval lies within the margin, not reproduced when it lies wholly beyond; otherwise the"
+    " seeds do not decide, and the answer is not testable: that no difference is significant does not show"
+    " that there is none.",
+    'Over "best", whatever the question leaves open (the learning rate, say) is tuned for each arm, among the'
+    " settings for which most seeds have ended: fewest diverged seeds first, then the lowest validation loss,"
+    " as a mean over seeds; test sets are not looked at. The seeds that chose the best setting also compare"
+    " it, so it looks better than it is, the more so the more settings were tried: nothing corrects for"
+    " that, and a note says where one arm had more tries than the other.",
+    'Over "each", every setting is compared by itself with Holm\'s p values, those of clean splits included;'
+    " several settings therefore take more seeds (two to six settings that all part cleanly need four). All"
+    " reproduced is reproduced, none is not reproduced, some of each is mixed; settings that cannot be tested"
+    " are named and do not count.",
+    "Nothing corrects for the number of questions of a study: of twenty that are all in truth without a"
+    " difference, one is expected to show a significant one.",
+    f"The bootstrap over sentences is made for questions of at most {BOOTSTRAPPED} settings.",
 )
 
 
@@ -59,9 +66,11 @@ class Comparison:
     this: Group
     that: Group
     metric: str
+    margin: float = 0.0
     seeds: list[int] = field(default_factory=list)
     scores: tuple[dict[int, float], dict[int, float]] = ({}, {})
     failed: tuple[int, int] = (0, 0)
+    signs: tuple[int, int] = (0, 0)  # seeds at which this is better, and worse, by more than the margin
     tested: Paired | None = None
     p: float | None = None
     adjusted: float | None = None  # Holm's
@@ -106,9 +115,9 @@ class Comparison:
         }
 
 
-def compare(setting: str, this: Group, that: Group, metric: str) -> Comparison:
+def compare(setting: str, this: Group, that: Group, metric: str, margin: float = 0.0) -> Comparison:
     """The numbers of one comparison, not yet judged."""
-    found = Comparison(setting, this, that, metric)
+    found = Comparison(setting, this, that, metric, margin)
     scores, failed = [g.scores(metric) for g in (this, that)], [g.fell_short(metric) for g in (this, that)]
     seeds = (set(scores[0]) | set(failed[0])) & (set(scores[1]) | set(failed[1]))
     found.seeds = sorted(seeds)
@@ -119,72 +128,84 @@ def compare(setting: str, this: Group, that: Group, metric: str) -> Comparison:
         found.tested = paired(ours, theirs)
     else:
         found.tested = paired(theirs, ours)
-    if found.clean_split:
-        found.lean = 1 if found.failed[1] else -1
-    elif any(found.failed) and not found.all_failed:
-        wins, losses = _signs(found)
-        found.p, found.lean = sign_test(wins, losses), (wins > losses) - (wins < losses)
-    elif found.tested is not None:
-        found.p = found.tested.p
+    found.signs = wins, losses = _signs(found)
+    if any(found.failed) and not found.all_failed:
+        found.lean = (wins > losses) - (wins < losses)
+    if len(seeds) >= FEWEST and not found.all_failed:
+        found.p = _chance(found)
     return found
 
 
 def _signs(c: Comparison) -> tuple[int, int]:
-    """Seeds at which this is better, and worse; what failed is worse than what did not."""
+    """Seeds at which this is better, and worse, by more than the margin; what failed is worse by any."""
     side = 1 if higher_is_better(c.metric) else -1
-    worst = float("-inf")
-    ours, theirs = ([side * held[s] if s in held else worst for s in c.seeds] for held in c.scores)
-    pairs = list(zip(ours, theirs, strict=True))
-    return sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    ours, theirs = ([side * held[s] if s in held else -math.inf for s in c.seeds] for held in c.scores)
+    gains = [a - b for a, b in zip(ours, theirs, strict=True)]  # where both failed NaN, which is neither
+    return sum(gain > c.margin for gain in gains), sum(gain < -c.margin for gain in gains)
 
 
-def judge(expect: str, margin: float, c: Comparison) -> tuple[str, str]:
+def _chance(c: Comparison) -> float | None:
+    """The p of the test that fits how many failed."""
+    if c.clean_split:
+        return split_chance(len(c.seeds))
+    return sign_test(*c.signs) if any(c.failed) or c.tested is None else c.tested.p
+
+
+def judge(expect: str, c: Comparison) -> tuple[str, str]:
     """(verdict, reason in words) of one comparison, by `RULES`."""
     count = len(c.seeds)
-    few = f"{count} seed{'s' if count != 1 else ''} in common are too few"
     if not count:
         return NOT_TESTABLE, "no seed has a result in both"
     if c.all_failed:
         return NOT_TESTABLE, f"{c.counts()}: nothing to compare"
-    if c.clean_split:
-        if count < FEWEST:
-            return NOT_TESTABLE, f"{c.counts()}; {few}"
-        return _decided(
-            expect, c.lean
-        ), f"{c.counts()} (by chance with a probability of at most {_short(count)})"
     if c.p is None:
-        return NOT_TESTABLE, "one seed in common: nothing can be said about chance"
+        few = f"{count} seed{'s' if count > 1 else ''} in common: fewer than {FEWEST} are too few"
+        return NOT_TESTABLE, f"{c.counts()}; {few}" if any(c.failed) else few
     p = c.p if c.adjusted is None else c.adjusted
     result = f"significant ({p_words(p)})" if p < ALPHA else f"not significant ({p_words(p)})"
     if any(c.failed):
-        told = f"{c.counts()}; by the sign test over {count} seeds {result}"
-        if p < ALPHA:
-            return _decided(expect, c.lean), told
-        if sign_test(count, 0) >= ALPHA:
-            return NOT_TESTABLE, f"{told}, and so few seeds cannot be"
-        return (NOT_REPRODUCED if expect in ("better", "worse", "differs") else NOT_TESTABLE), told
+        return _failures(expect, c, p, result)
     assert c.tested is not None
     if c.tested.identical:
         held = expect in ("same", "no worse", "no better")
         return (REPRODUCED if held else NOT_REPRODUCED), "identical with every seed, not significant (p = 1)"
-    assert c.gain is not None
-    low, high = c.gain.low, c.gain.high
-    assert low is not None
-    assert high is not None
+    gain = c.tested.difference
+    low, high = (gain.mean if bound is None else bound for bound in (gain.low, gain.high))
+    if c.tested.steady:
+        result = f"the same difference with every seed, by the sign test {result}"
+        if p >= ALPHA:
+            return NOT_TESTABLE, f"{result}, and so few seeds cannot be"
     if expect in ("better", "worse", "differs"):
-        return _difference(expect, margin, low, high, p < ALPHA, result, few if count < FEWEST else "")
-    return _equality(expect, margin, low, high, result)
+        return _difference(expect, c.margin, low, high, p < ALPHA, result)
+    return _equality(expect, c.margin, low, high, result)
+
+
+def _failures(expect: str, c: Comparison, p: float, result: str) -> tuple[str, str]:
+    """Where some run diverged: a clean split, or the sign test."""
+    if c.clean_split:
+        told = f"{c.counts()} (by chance with a probability of at most {p:.2g})"
+        if p < ALPHA:
+            return _decided(expect, c.lean), told
+        return NOT_TESTABLE, f"{told}: so many settings at once take more seeds"
+    wins, losses = c.signs
+    beyond = f" by more than {c.margin:g}" if c.margin else ""
+    told = f"{c.counts()}; {wins} better and {losses} worse{beyond}, by the sign test {result}"
+    if p < ALPHA:
+        return _decided(expect, c.lean), told
+    if sign_test(wins + losses, 0) >= ALPHA or not min(wins, losses):
+        return NOT_TESTABLE, f"{told}, and so few seeds cannot be"
+    return (NOT_REPRODUCED if expect in ("better", "worse", "differs") else NOT_TESTABLE), told
 
 
 def _difference(
-    expect: str, margin: float, low: float, high: float, significant: bool, result: str, few: str
+    expect: str, margin: float, low: float, high: float, significant: bool, result: str
 ) -> tuple[str, str]:
     """Claims that there is a difference."""
     above, below = low > margin, high < -margin
     if significant and {"better": above, "worse": below}.get(expect, above or below):
         return REPRODUCED, result
     if not significant:
-        return (NOT_TESTABLE, f"{result}; {few}") if few else (NOT_REPRODUCED, result)
+        return NOT_REPRODUCED, result
     if (expect == "better" and high < 0) or (expect == "worse" and low > 0):
         return NOT_REPRODUCED, f"{result}, the other way round"
     return NOT_REPRODUCED, f"{result}, but not surely beyond the margin of {margin:g}"
@@ -216,7 +237,7 @@ def _decided(expect: str, side: int) -> str:
 
 def sentence(c: Comparison) -> str:
     """`rate 1e-3: 2.971 against 3.066, 0.095 better (95 % interval 0.05 to 0.14), significant (p = 0.02)`."""
-    parts, digits = [], 0 if c.metric == TO_TARGET else 2 if higher_is_better(c.metric) else 3
+    parts, digits = [], digits_for(c)
     ours, theirs = (mean_of(list(held.values())) for held in c.scores)
     if ours is not None and theirs is not None:
         parts.append(f"{ours.mean:,.{digits}f} against {theirs.mean:,.{digits}f}")
@@ -237,13 +258,18 @@ def sentence(c: Comparison) -> str:
     return f"{c.setting}: {text}" if c.setting else text
 
 
+def digits_for(c: Comparison) -> int:
+    """Decimals that show two digits of the difference and one of each bound; a loss has three at least."""
+    usual = 0 if c.metric == TO_TARGET else 2 if higher_is_better(c.metric) else 3
+    if c.gain is None or any(c.failed):
+        return usual
+    first = [-math.floor(math.log10(abs(v))) if v else 0 for v in (c.gain.mean, c.gain.low, c.gain.high)]
+    return max(usual, min(MOST_DIGITS, max(first[0] + 1, *first)))
+
+
 def p_words(p: float) -> str:
     """`p < 0.001`, `p = 0.031`, `p = 0.42`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def _short(seeds: int) -> str:
-    return f"{split_chance(seeds):.2g}"
 
 
 def few_names(names: Sequence[str], most: int = 6) -> str:

@@ -40,7 +40,8 @@ def launch(
     """Hand the cells to the scheduler: name -> job; `job.result()` waits and gives the cell's end.
 
     `parameters` are submitit's own: timeout_min, slurm_partition, gpus_per_node, slurm_array_parallelism.
-    `local` runs them as processes here, all at once: for trying things out.
+    `local` runs them as processes here, all at once: for trying things out. Raises ConfigError where there is
+    no such scheduler, or it does not take the jobs.
     """
     try:
         import submitit
@@ -48,10 +49,12 @@ def launch(
         raise ConfigError(
             "--launch needs submitit, which is not installed: pip install prepost-transformer[slurm]"
         ) from None
-    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=launcher)
     try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=launcher)
         executor.update_parameters(**(parameters or {}))
+        with executor.batch():
+            return {cell.name: executor.submit(CellJob(cell, device)) for cell in cells}
+    except RuntimeError as error:
+        raise ConfigError(f"--launch {launcher}: {error}") from None
     except (NameError, ValueError, TypeError) as error:
         raise ConfigError(f"--launch-set: {error}") from None
-    with executor.batch():
-        return {cell.name: executor.submit(CellJob(cell, device)) for cell in cells}

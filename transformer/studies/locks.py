@@ -53,6 +53,14 @@ def take(path: Path) -> Lock | None:
     return lock
 
 
+def held(path: Path) -> bool:
+    """Has a process the lock?"""
+    lock = take(path)
+    if lock is not None:
+        lock.release()
+    return lock is None
+
+
 def holder(path: Path) -> str:
     """`process 123 on host`, for messages."""
     try:

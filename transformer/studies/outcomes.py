@@ -12,6 +12,7 @@ from typing import Any
 
 from .cells import FINISHED, Cell, flat, load_yaml, read_result, state
 from .config import Study, scored_set
+from .statistics import updates_to
 
 METRICS_FILE = "metrics.jsonl"
 TESTS = "tests"  # NAME.hyp and NAME.ref, a sentence a line
@@ -20,7 +21,7 @@ Curve = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished cell. `value` is the study's metric, None when it diverged or did not measure it.
+    """A finished cell. One that ended without a finite validation loss is `diverged` too.
 
     `curve` and `train_curve` are (update, loss), as trained: with label smoothing. `gap_curve` is
     (update, validation nll - training nll), neither of them smoothed; the training nll is a mean over
@@ -29,7 +30,6 @@ class Outcome:
 
     cell: Cell
     status: str
-    value: float | None
     diverged: bool
     curve: Curve
     train_curve: Curve
@@ -44,22 +44,25 @@ class Outcome:
     target: float | None = None
 
     def measure(self, metric: str) -> float | None:
-        """The value of any metric; None when the run diverged, or has not measured it.
+        """The value of any metric; None when the run diverged, or has not measured it; NaN may be measured.
 
-        `gap` and `train_loss` are those of the last validation and the last log line, `updates_to_target` the
-        first validation with a loss of at most the study's target.
+        `valid_loss` and `valid_bleu` are those of the run's model: the best that was validated, not the last.
+        `gap` and `train_loss` are those of the last validation and the last log line. `updates_to_target` is
+        where the validation loss, straight between validations, first is at the study's target.
         """
         if self.diverged:
             return None
         if test := scored_set(metric):
             return _number(self.tests.get(test[0], {}).get(test[1]))
         if metric == "updates_to_target":
-            reached = (update for update, loss in self.curve if loss <= (self.target or -math.inf))
-            return next(map(float, reached), None)
+            return None if self.target is None else updates_to(self.curve, self.target)
         curves = {"gap": self.gap_curve, "train_loss": self.train_curve}
         if metric in curves:
             return curves[metric][-1][1] if curves[metric] else None
-        return _number(self.result.get(metric))
+        value = self.result.get(metric)
+        if metric == "valid_loss" and value is None and metric in self.result:
+            return math.nan  # which JSON has no word for
+        return _number(value)
 
     def hypotheses(self, test: str) -> list[str] | None:
         """The run's translations of a test set, a sentence each; None where none were kept."""
@@ -70,7 +73,7 @@ class Outcome:
         return _lines(self.cell.run_dir / TESTS / f"{test.replace(os.sep, '_')}.ref")
 
 
-def load(cell: Cell, metric: str = "valid_loss", target: float | None = None) -> Outcome | None:
+def load(cell: Cell, target: float | None = None) -> Outcome | None:
     """What a cell has come to; None unless it is finished."""
     if state(cell) not in FINISHED:
         return None
@@ -78,7 +81,6 @@ def load(cell: Cell, metric: str = "valid_loss", target: float | None = None) ->
     outcome = Outcome(
         cell=cell,
         status=result["status"],
-        value=None,
         diverged=result["status"] == "diverged",
         curve=_curve(records, "valid_loss"),
         train_curve=_curve(records, "loss"),
@@ -92,12 +94,13 @@ def load(cell: Cell, metric: str = "valid_loss", target: float | None = None) ->
         config=flat(load_yaml(cell)),
         target=target,
     )
-    return replace(outcome, value=outcome.measure(metric))
+    loss = outcome.measure("valid_loss")
+    return outcome if loss is None or math.isfinite(loss) else replace(outcome, diverged=True)
 
 
 def outcomes_of(study: Study, cells: Sequence[Cell]) -> list[Outcome]:
     """Of the finished cells, in their order."""
-    loaded = (load(cell, study.metric, study.target) for cell in cells)
+    loaded = (load(cell, study.target) for cell in cells)
     return [outcome for outcome in loaded if outcome is not None]
 
 
@@ -111,26 +114,28 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 def _curve(records: Sequence[Mapping[str, Any]], name: str) -> Curve:
     """(update, value) of what was measured; a value that was not finite is NaN."""
-    return [
-        (record["update"], math.nan if record[name] is None else float(record[name]))
-        for record in records
-        if name in record
-    ]
+    return [(record["update"], _finite(record[name])) for record in records if name in record]
 
 
 def _gaps(records: Sequence[Mapping[str, Any]]) -> Curve:
     """Validation nll - training nll at each validation, the latter from the last log line."""
     gaps: Curve = []
-    train = None
+    train: float | None = None
     for record in records:
-        train = record.get("nll", train)
-        if (valid := record.get("valid_nll")) is not None and train is not None:
-            gaps.append((record["update"], valid - train))
+        if "nll" in record:
+            train = _finite(record["nll"])
+        if "valid_nll" in record and train is not None:
+            gaps.append((record["update"], _finite(record["valid_nll"]) - train))
     return gaps
 
 
+def _finite(value: float | None) -> float:
+    """A number of metrics.jsonl, which has null for what was not finite."""
+    return math.nan if value is None else float(value)
+
+
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _lines(path: Path) -> list[str] | None:

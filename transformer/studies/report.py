@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..core.loading import to_yaml
 from ..core.plans import shown
+from ..training.checkpoint import write_atomically
 from .cells import Cell
 from .config import Study
 from .document import Answer, Block, Code, Heading, Points, Table, Words, html, markdown
@@ -28,7 +31,7 @@ def report(study: Study, outcomes: Sequence[Outcome], folder: Path, command: str
     """Write all files of the report and return their paths. `command` is what makes the runs again.
 
     Cells of the study without an outcome are named as missing. Nothing that a rerun would change, such as
-    times and paths, is written.
+    times and paths, is written. Each file is replaced as a whole, so that two commands may end together.
     """
     missing = missing_cells(study, outcomes)
     groups = grouped(outcomes, list(study.settings()))
@@ -41,20 +44,16 @@ def report(study: Study, outcomes: Sequence[Outcome], folder: Path, command: str
         "report.md": markdown(title, blocks),
         "report.html": html(title, blocks),
         "table.json": _json(_facts(study, groups, verdicts, missing)),
-        "study.yaml": to_yaml(study),
+        "study.yaml": _study_file(study, folder, command),
     }
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for stale in (folder / "figures").glob("*.png"):
-        stale.unlink()
-    written = []
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-        written.append(folder / name)
-    for picture in drawn:
-        path = folder / "figures" / f"{picture.name}.png"
-        path.write_bytes(picture.data)
-        written.append(path)
-    return written
+    files = {folder / name: text.encode() for name, text in texts.items()}
+    files |= {folder / "figures" / f"{picture.name}.png": picture.data for picture in drawn}
+    for path, data in files.items():
+        write_atomically(path, partial(Path.write_bytes, data=data))
+    for found in (folder / "figures").glob("*.png"):
+        if found not in files:  # of an earlier report
+            found.unlink(missing_ok=True)
+    return list(files)
 
 
 def missing_cells(study: Study, outcomes: Sequence[Outcome]) -> list[Cell]:
@@ -68,6 +67,15 @@ def missing_cells(study: Study, outcomes: Sequence[Outcome]) -> list[Cell]:
         for seed in study.seeds
         if (identity(s), seed) not in known
     ]
+
+
+def _study_file(study: Study, folder: Path, command: str) -> str:
+    """The study as a file that can be run in `folder`: there, `base` is seen from the file."""
+    base, seen = os.path.abspath(study.base), os.path.abspath(folder)
+    apart = os.path.commonpath([base, seen]) == os.path.abspath(os.sep)
+    here = study.model_copy(update={"base": base if apart else os.path.relpath(base, seen)})
+    words = " ".join(command.splitlines())
+    return f"# {words}\n# `base` is seen from this file: a copy elsewhere needs another.\n{to_yaml(here)}"
 
 
 def _blocks(
@@ -93,7 +101,8 @@ def _blocks(
         blocks += [Heading("Not finished"), Points([cell.name for cell in missing])]
     blocks += [Heading("How the answers are found"), Points(RULES)]
     blocks += [Heading("Settings"), Points(_settings(study, groups))]
-    blocks += [Heading("How to reproduce"), Code(command), Code(to_yaml(study), "the study file, complete")]
+    fold = "the study file, complete; here base is seen from where the command is given"
+    blocks += [Heading("How to reproduce"), Code(command), Code(to_yaml(study), fold)]
     return blocks
 
 
@@ -113,9 +122,8 @@ def _summary(study: Study, groups: Sequence[Group], missing: Sequence[Cell]) -> 
 
 def _results(study: Study, groups: Sequence[Group], verdicts: Sequence[Verdict]) -> list[Block]:
     words = (
-        "Means over the seeds that trained, with half of Student's 95 % interval. A setting in which"
-        " seeds diverged"
-        " shows the others: read the two together."
+        "Means over the seeds that trained, with half of Student's 95 % interval."
+        " A setting in which seeds diverged shows the others: read the two together."
     )
     if study.target is not None:
         words += (
@@ -132,9 +140,9 @@ def _results(study: Study, groups: Sequence[Group], verdicts: Sequence[Verdict])
     if (found := bootstraps(verdicts)) is not None:
         table, signature = found
         words = (
-            "Paired bootstrap within seeds: does the difference in BLEU hold over sentences, for these"
-            " two very"
-            f" models? It knows nothing of other seeds. First and second as in the question. {signature}"
+            "Paired bootstrap within seeds: does the difference in BLEU hold over sentences,"
+            " for these two very models? It knows nothing of other seeds."
+            f" First and second as in the question. {signature}"
         )
         blocks += [Words(words), Table(table.head, table.rows, left=table.left, folded="BLEU, seed by seed")]
     return blocks
@@ -142,12 +150,11 @@ def _results(study: Study, groups: Sequence[Group], verdicts: Sequence[Verdict])
 
 def _fairness() -> str:
     return (
-        "Options that are not listed are the same in all runs. With one seed, parameters of the same name"
-        " and shape"
-        " start from the same numbers in all arms, and the data come in the same order. FLOP: 2 for each"
-        " entry of"
-        " each matrix that a token meets, forward; training takes about three times as many. The products of"
-        " queries with keys and of weights with values, which grow with the sentence, are left out."
+        "Options that are not listed are the same in all runs. With one seed, parameters of the same"
+        " name and shape start from the same numbers in all arms, and the data come in the same order."
+        " FLOP: 2 for each entry of each matrix that a token meets, forward; training takes about three"
+        " times as many. The products of queries with keys and of weights with values, which grow with"
+        " the sentence, are left out."
     )
 
 

@@ -65,6 +65,11 @@ class Summary:
     def failed(self) -> dict[str, str]:
         return {name: end for name, end in self.ends.items() if end not in ENDS.values()}
 
+    @property
+    def unfinished(self) -> dict[str, str]:
+        """What failed, and what somebody else has interrupted."""
+        return {name: end for name, end in self.ends.items() if end not in FINISHED}
+
 
 def run(cells: Sequence[Cell], slots: Slots, say: Say) -> Summary:
     """Train every cell that is not finished; interrupted ones go on. Returns when all have ended.

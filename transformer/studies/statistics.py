@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ..analysis.interval import LEVEL, t_inside, t_quantile
+
+ROUNDING = 1e-12  # of the largest number: what sums of float64 differ by
 
 
 @dataclass(frozen=True)
@@ -49,28 +51,34 @@ class Paired:
 
     d_z = mean / deviation of the differences (Cohen 1988, the effect size of a paired design; it is larger
     than the d of independent groups where seeds move both arms alike). None where it is not defined.
+    `steady`: the differences are all alike but for rounding. Seeds so alike give no interval, and p is the
+    sign test's: a t test would call any such difference certain.
     """
 
     difference: Mean
     p: float | None
     effect: float | None
+    steady: bool = False
 
     @property
     def identical(self) -> bool:
-        """Is every difference exactly zero?"""
+        """Is every difference zero, but for rounding?"""
         return self.difference.mean == 0 and not self.difference.deviation
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Paired | None:
     """First - second over the seeds both have; None where they share none."""
-    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-    difference = mean_of(differences)
+    seeds = sorted(first.keys() & second.keys())
+    rounding = ROUNDING * max((abs(held[seed]) for held in (first, second) for seed in seeds), default=0.0)
+    differences = [first[seed] - second[seed] for seed in seeds]
+    difference = mean_of([0.0 if abs(d) <= rounding else d for d in differences])
     if difference is None:
         return None
     if difference.deviation is None:
         return Paired(difference, None, None)
-    if difference.deviation == 0:
-        return Paired(difference, 1.0 if difference.mean == 0 else 0.0, None)
+    if difference.deviation <= rounding:
+        p = sign_test(difference.count, 0) if difference.mean else 1.0
+        return Paired(replace(difference, low=None, high=None), p, None, steady=True)
     t = difference.mean / (difference.deviation / math.sqrt(difference.count))
     return Paired(difference, 1 - t_inside(t, difference.count - 1), difference.mean / difference.deviation)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.plans import shown
-from .bootstrap import paired_bootstrap
+from .bootstrap import BOOTSTRAPPED, paired_bootstrap
+from .cells import FREE
 from .config import Study, higher_is_better
 from .cost import cost_of_run
 from .document import Table
@@ -32,17 +33,8 @@ from .outcomes import Outcome
 from .statistics import Mean
 from .verdicts import Verdict
 
-BOOTSTRAPPED = 4  # comparisons of one question; each costs seconds for every seed and test set
 # Where a run is, and what is written when: nothing that decides it.
-UNTOLD = (
-    "run_dir",
-    "seed",
-    "data.cache",
-    "train.threads",
-    "train.log_every",
-    "train.save_every",
-    "train.keep",
-)
+UNTOLD = ("seed", *FREE)
 
 
 def digits_of(metric: str) -> int:
@@ -173,7 +165,7 @@ def differences(groups: Sequence[Group]) -> Table:
     families = family_keys(groups)
     parts = split_by(groups, families)
     runs = [run for group in groups for run in group.runs.values()]
-    keys = sorted({key for run in runs for key in run.config if not key.startswith(UNTOLD)})
+    keys = sorted({key for run in runs for key in run.config if key not in UNTOLD})
     differing = [key for key in keys if len({_text(run.config.get(key)) for run in runs}) > 1]
     rows = []
     for values, members in parts:

@@ -6,9 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .bootstrap import BOOTSTRAPPED
 from .cells import Cell
 from .config import Question
-from .groups import LOSS, RATE, WARMUP, Group, axes_of, best_of, grouped, label, plain, sort_key
+from .groups import (
+    LOSS,
+    RATE,
+    TO_TARGET,
+    WARMUP,
+    Group,
+    axes_of,
+    best_of,
+    complete,
+    grouped,
+    label,
+    metric_name,
+    plain,
+    sort_key,
+)
 from .judging import (
     MIXED,
     NOT_REPRODUCED,
@@ -68,12 +83,17 @@ def answer(
         pairs = _settings(question, these, those)
     if not pairs:
         return Verdict(question, NOT_TESTABLE, "no setting has finished runs of both", [], notes)
-    comparisons = [compare(*pair, metric) for pair in pairs]
+    comparisons = [compare(*pair, metric, question.margin) for pair in pairs]
     tested = [(c, c.p) for c in comparisons if c.p is not None]
     for (comparison, _), p in zip(tested, holm([p for _, p in tested]), strict=True):
         comparison.adjusted = p
     for comparison in comparisons:
-        comparison.verdict, comparison.why = judge(question.expect, question.margin, comparison)
+        comparison.verdict, comparison.why = judge(question.expect, comparison)
+    notes += _unusual([group for _, *pair in pairs for group in pair], metric)
+    if len(comparisons) > BOOTSTRAPPED and any(run.tests for g in these for run in g.runs.values()):
+        notes.append(
+            f"no bootstrap over sentences: {len(comparisons)} settings, and at most {BOOTSTRAPPED} are"
+        )
     return Verdict(question, *_sum_up(comparisons), comparisons, notes)
 
 
@@ -98,13 +118,40 @@ def _tuned(question: Question, these: Sequence[Group], those: Sequence[Group]) -
     this, that = best_of(these), best_of(those)
     assert this is not None
     assert that is not None
-    chosen, notes = [], []
+    chosen, notes = [], _tries(question, these, those)
     for fixed, best, among in ((question.this, this, these), (question.that, that, those)):
         tried = {k: v for k, v in axes_of(among).items() if k not in fixed}
         if tried:
             chosen.append(f"{label(best.only(list(tried)))} for {label(fixed)}")
         notes += _edges(fixed, best, tried)
     return [("", this, that)], ([f"best on validation loss: {'; '.join(chosen)}"] if chosen else []) + notes
+
+
+def _tries(question: Question, these: Sequence[Group], those: Sequence[Group]) -> list[str]:
+    """How many settings each side tried, where one had more; which were left out for want of seeds."""
+    notes, tries = [], []
+    for fixed, among in ((question.this, these), (question.that, those)):
+        whole, keys = complete(among), list(axes_of(among))
+        tries.append(f"{len(whole)} for {label(fixed)}")
+        if rest := [label(group.only(keys)) for group in among if group not in whole]:
+            notes.append(f"not tuned over, with fewer seeds than others of {label(fixed)}: {few_names(rest)}")
+    if len(complete(these)) != len(complete(those)):
+        notes.append(f"settings tried: {', '.join(tries)}; the best of more looks better by chance alone")
+    return notes
+
+
+def _unusual(groups: Sequence[Group], metric: str) -> list[str]:
+    """Seeds that ended without the metric, or without a finite number for it."""
+    keys, broken, absent = list(axes_of(groups)), [], []
+    for group in groups:
+        name = label(group.only(keys))
+        absent += [f"{name}, seed {seed}" for seed in group.unmeasured(metric)]
+        if metric != TO_TARGET:
+            failed = [seed for seed in group.fell_short(metric) if group.runs[seed].status != "diverged"]
+            broken += [f"{name}, seed {seed}" for seed in failed]
+    told = {f"no finite {metric_name(metric)}, counted as diverged": broken}
+    told[f"no {metric_name(metric)}, left out"] = absent
+    return [f"{what}: {few_names(list(dict.fromkeys(names)))}" for what, names in told.items() if names]
 
 
 def _edges(fixed: Mapping[str, Any], best: Group, tried: Mapping[str, list[Any]]) -> list[str]:
@@ -132,7 +179,11 @@ def _sum_up(comparisons: Sequence[Comparison]) -> tuple[str, str]:
     yes, no = bool(by_verdict[REPRODUCED]), bool(by_verdict[NOT_REPRODUCED])
     verdict = MIXED if yes and no else REPRODUCED if yes else NOT_REPRODUCED if no else NOT_TESTABLE
     if len(comparisons) <= 3:
-        return verdict, "; ".join(f"{c.verdict} at {sentence(c)}" for c in comparisons)
+        found = (
+            f"{len(by_verdict[REPRODUCED if verdict == MIXED else verdict])} of {len(comparisons)} settings"
+        )
+        lead = f"{REPRODUCED} at {found}" if verdict == MIXED else f"at {found}"
+        return verdict, "; ".join([lead, *(f"{c.verdict} at {sentence(c)}" for c in comparisons)])
     told = []
     for name, held in by_verdict.items():
         part = len(held) < len(comparisons)

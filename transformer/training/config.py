@@ -111,8 +111,8 @@ class TrainConfig(Section):
 
     stall_updates: CountOrZero = Field(
         1000,
-        description="diverged when the loss stays at the unigram level for this many updates, not before"
-        " twice the warm-up; 0 = do not check",
+        description="diverged when the loss stays at or above the unigram level for this many updates, not"
+        " before twice the warm-up; 0 = do not check",
     )
     stall_level: Positive = Field(
         0.95, description="share of the unigram entropy above which a training nll counts as stalled"

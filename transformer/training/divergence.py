@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .config import TrainConfig
+from .history import Past, last_rise, level_of, read_past
 from .progress import Progress
 
 # The classes of a failure (forensics.py tells them apart).
 NEVER_STARTED, COLLAPSED = "never started", "collapsed"
 EXPLODED, OVERFLOW, DATA, UNCLEAR = "exploded", "overflow", "data", "unclear"
 
+RISEN = 2.0  # times the nll of a model that knows nothing: what has come to this has exploded
+FAR = 100.0  # times the same: an explosion that stays is not waited for
+
 
 class Diverged(Exception):
     """Training has failed: a result, not a crash. The message says how, at which update, rate and loss.
 
-    `update` is the first known to be wrong, `rate` its learning rate; `kind` the class and `batch` the
-    description of the batch, where they are plain.
+    `update` is the first known to be wrong (of a stall the one at which it was called), `rate` its learning
+    rate; `kind` the class and `batch` the description of the batch, where they are plain.
     """
 
     def __init__(
@@ -50,25 +55,50 @@ def stop_if_not_finite(metrics: Mapping[str, float], update: int, rate: float) -
 
 
 def stop_if_stalled(
-    nll: float, unigram_loss: float | None, progress: Progress, config: TrainConfig, rate: float
+    nll: float, unigram_loss: float | None, progress: Progress, config: TrainConfig, metrics_path: Path
 ) -> None:
-    """Raise Diverged when the loss has stayed at the unigram level.
+    """Raise Diverged when the loss has stayed at the unigram level or above it.
 
     A log window has learned something when its unsmoothed nll per token is at most `stall_level` (0.95) times
     the entropy of the training targets' token distribution: no model that ignores source and context gets
     below that entropy. The run has diverged when no window has learned anything for `stall_updates` (1000)
     updates, not before twice the warm-up. So a model that never leaves that level is caught (it never
-    started), and one that falls back to it (it collapsed).
+    started), one that falls back to it (it collapsed), and one whose loss is RISEN times that of a model that
+    knows nothing (it exploded). The last is caught in a fifth of the updates, of at least three log lines,
+    when the loss is FAR above and has not halved since its peak: rises to 76 times were seen to come back as
+    the rate decayed, so less than FAR is waited for. `metrics_path` has the line of this update already.
     """
     if unigram_loss is None or not config.stall_updates:
         return
     if nll <= config.stall_level * unigram_loss:
         progress.learned = progress.update
+        return
     stalled = progress.update - progress.learned
-    if stalled >= config.stall_updates and progress.update >= 2 * config.warmup:
-        message = (
-            f"at update {progress.update:,} the training nll {nll:.3f} has been at the unigram level"
-            f" ({unigram_loss:.3f} nats) for {stalled:,} updates (learning rate {rate:.3g})"
-        )
+    due = stalled >= config.stall_updates and progress.update >= 2 * config.warmup
+    if not due and nll <= FAR * unigram_loss:
+        return
+    past = read_past(metrics_path)
+    level = level_of(past, unigram_loss)
+    if due or _far_above(past, level, config.stall_updates / 5):
+        update, _, rate = past.lines[-1]
         kind = COLLAPSED if progress.learned else NEVER_STARTED
-        raise Diverged(message, progress.update, rate, kind)
+        message = (
+            f"at update {update:,} the training nll {nll:.3f} has been above {config.stall_level:g} times the"
+            f" unigram level ({unigram_loss:.3f} nats) for {stalled:,} updates (learning rate {rate:.3g})"
+        )
+        if rise := last_rise(past, RISEN * level):
+            update, rate, kind = rise.update, rise.rate, EXPLODED
+        raise Diverged(message, update, rate, kind)
+
+
+def _far_above(past: Past, level: float, updates: float) -> bool:
+    """Has the nll been FAR above for so many updates, and does it not come back?"""
+    rise = last_rise(past, FAR * level)
+    if rise is None:
+        return False
+    above = [line for line in past.lines if line.update >= rise.update]
+    return (
+        len(above) >= 3
+        and above[-1].update - rise.update >= updates
+        and above[-1].nll >= max(line.nll for line in above) / 2
+    )

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .checkpoint import set_weights
-from .divergence import DATA, EXPLODED, NEVER_STARTED, OVERFLOW, UNCLEAR, Diverged
-from .history import Past, read_past, spike_in, spread
+from .divergence import COLLAPSED, DATA, EXPLODED, NEVER_STARTED, OVERFLOW, RISEN, UNCLEAR, Diverged
+from .history import EARLIER, last_rise, last_spike, level_of, read_past, spread
 from .inspection import Inspector, Place, Recorder, describe, ill_formed, not_finite
 from .limits import updates_of
 from .passes import copied
@@ -31,15 +31,14 @@ if TYPE_CHECKING:
 REPLAY = 1000  # updates that are run again, at most
 GROWN = 100.0  # times the magnitude at the same place, on the same batch, with the last good weights
 STEEP = 1e6  # times the embedding's magnitude, within one pass
-RISEN = 2.0  # times the first logged loss
 OTHERS = 3  # updates that are tried besides
 RECENT = 200  # updates before the failure: a spike that is older was survived
 
 # The words of each class.
 MEANING = {
-    "never started": "the loss has never left the unigram level",
-    "collapsed": "the model had learned, and fell back to the unigram level",
-    EXPLODED: "numbers grew far beyond where they began, and then were not finite",
+    NEVER_STARTED: "the loss has never come clearly below the unigram level",
+    COLLAPSED: "the model had learned, and its loss rose back to the unigram level or above it",
+    EXPLODED: "numbers grew far beyond where they began",
     OVERFLOW: "not finite in the low-precision products, finite in float32 with the same weights and batch",
     DATA: "this batch alone is not fit to be trained on",
     UNCLEAR: "nothing that was measured tells why",
@@ -51,7 +50,7 @@ class Findings:
     """What is known of a failure."""
 
     first: Mapping[str, Any] | None = None  # where it was first not finite
-    spike: Mapping[str, Any] | None = None  # which layer's gradient first rose far above its median
+    spike: Mapping[str, Any] | None = None  # which layer's gradient rose far above its median, at last
     batch: Mapping[str, Any] | None = None
     replayed: Mapping[str, Any] | None = None
     evidence: list[str] = field(default_factory=list)
@@ -66,21 +65,26 @@ def examine(trainer: Trainer, diverged: Diverged) -> dict[str, Any]:
     """
     found = Findings(kind=diverged.kind, batch=diverged.batch)
     past = read_past(trainer.logbook.metrics_path)
+    if past.lines and (rise := last_rise(past, RISEN * level_of(past, trainer.unigram_loss))):
+        found.evidence.append(
+            f"the logged nll rose from {past.lines[0].nll:.3g} to {past.lines[-1].nll:.3g},"
+            f" seen first at update {rise.update:,}"
+        )
     try:
         if not found.kind:
-            found.evidence += _risen(past)
             with Interruption() as interruption:
                 _replay(trainer, diverged.update, found, interruption)
     except Exception as error:  # whatever it is
         found.notes.append(f"the replay failed ({type(error).__name__}: {error})")
-    found.spike = found.spike or spike_in(past.gradients)
-    found.kind = found.kind or (EXPLODED if found.evidence or _recent(found, diverged.update) else UNCLEAR)
+    if not found.spike:
+        stalled = found.kind in (NEVER_STARTED, COLLAPSED)
+        _note_spike(found, past.gradients, trainer.progress.learned if stalled else diverged.update)
+    found.kind = found.kind or (EXPLODED if found.evidence or found.spike else UNCLEAR)
+    if found.kind == EXPLODED and not (found.first or found.spike):
+        found.notes.append("in which layer it began is not known: no probe shows it")
     if found.kind == NEVER_STARTED and past.gradients:
         found.notes.append(spread(*past.gradients[-1]))
-    losses = {
-        "first": past.losses[0] if past.losses else None,
-        "last": past.losses[-1] if past.losses else None,
-    }
+    losses: list[float | None] = [*(line.nll for line in past.lines)] or [None]
     result = {
         "class": found.kind,
         "update": diverged.update,
@@ -88,10 +92,22 @@ def examine(trainer: Trainer, diverged: Diverged) -> dict[str, Any]:
         "first": found.first,
         "spike": found.spike,
         "batch": found.batch,
-        "logged_nll": losses,
+        "logged_nll": {"first": losses[0], "last": losses[-1]},
         "replayed": found.replayed,
     }
     return {**result, "words": _words(found)}
+
+
+def _note_spike(found: Findings, history: Sequence[tuple[int, Mapping[str, float]]], failed: int) -> None:
+    """Note the last spike of the history, unless `failed` came so long after it that it was survived.
+    Of an explosion that stayed finite no more is asked than a rise between two probes, one of them after it."""
+    earlier = EARLIER
+    if found.kind == EXPLODED:
+        after = sum(update < failed for update, _ in history)
+        history, earlier = history[: after + 1], 1
+    spike = last_spike(history, earlier=earlier)
+    if spike and failed - spike[0] <= RECENT:
+        found.spike = dict(zip(("update", "layer", "times"), spike, strict=True))
 
 
 # --- the replay
@@ -114,7 +130,7 @@ def _replay(trainer: Trainer, broken: int, found: Findings, interruption: Interr
         if interruption.name:
             found.notes.append("the replay was interrupted")
             return _poisoned(poisoned, found)
-        found.spike = spike_in(recorder.history(start + 1))
+        _note_spike(found, recorder.history(start + 1), broken)
         micro_batches = next(updates)
         number = progress.batch - len(micro_batches) + 1
         found.batch = describe(micro_batches[0], progress.epoch, number)
@@ -132,11 +148,11 @@ def _replay(trainer: Trainer, broken: int, found: Findings, interruption: Interr
             if found.first["pass"] == "backward" or found.first["part"] == "loss":
                 which = _offender(trainer, micro_batches, broken, weights)
             found.batch = describe(micro_batches[which], epoch, number + which)
+            low = trainer.passes.dtype != torch.float32 and not found.evidence  # the loss had not risen
             found.evidence += _growth(inspector, _inspect(trainer, micro_batches, broken, good)[0], start)
-            low = trainer.passes.dtype != torch.float32
             if low and _finite(trainer, micro_batches, broken, weights, torch.float32):
                 found.kind = OVERFLOW
-            elif not (found.evidence or _recent(found, broken)):
+            elif not found.evidence:
                 _try_others(trainer, updates, broken, weights, found)
 
 
@@ -265,16 +281,6 @@ def _poisoned(places: list[Place], found: Findings) -> None:
 # --- in words
 
 
-def _recent(found: Findings, broken: int) -> bool:
-    return found.spike is not None and broken - found.spike["update"] <= RECENT
-
-
-def _risen(past: Past) -> list[str]:
-    if not past.losses or past.losses[-1] <= RISEN * past.losses[0]:
-        return []
-    return [f"the logged nll rose from {past.losses[0]:.3g} to {past.losses[-1]:.3g}"]
-
-
 def _words(found: Findings) -> str:
     said = [f"{found.kind}: {MEANING[found.kind]}"]
     if found.first:
@@ -282,7 +288,7 @@ def _words(found: Findings) -> str:
     if found.spike:
         spike = found.spike
         said.append(
-            f"the gradient of {spike['layer']} rose to {spike['times']:.2g} times its median"
+            f"the gradient of {spike['layer']} was {spike['times']:.2g} times its median"
             f" at update {spike['update']:,}"
         )
     said += found.evidence

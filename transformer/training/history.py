@@ -7,16 +7,26 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 SPIKE = 10.0  # times the median of a gradient norm's last 50 values
+EARLIER = 10  # values before one may be called a spike: gated layers start from nearly nothing
+CALM = 5  # values in a row without a spike end an excursion
+
+
+class Line(NamedTuple):
+    """A log line: the mean nll a token since the line before, and the rate of its last update."""
+
+    update: int
+    nll: float
+    rate: float
 
 
 @dataclass
 class Past:
-    """Of metrics.jsonl: nll a token, and the gradient norms of the layers at each probe."""
+    """Of metrics.jsonl: the log lines whose nll is finite, and the layers' gradient norms at each probe."""
 
-    losses: list[float] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
     gradients: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
 
@@ -26,7 +36,7 @@ def read_past(path: Path) -> Past:
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         values = json.loads(line)
         if values.get("nll") is not None:
-            past.losses.append(values["nll"])
+            past.lines.append(Line(values["update"], values["nll"], values["learning_rate"]))
         if "probe" in values:
             norms = {
                 f"{stack} layer {layer}": math.inf if norm is None else norm
@@ -37,35 +47,48 @@ def read_past(path: Path) -> Past:
     return past
 
 
-def first_spike(
-    history: Sequence[tuple[int, Mapping[str, float]]], times: float = SPIKE
-) -> tuple[int, str, float] | None:
-    """(update, layer, how many times) of the first norm above `times` the median of its last 50.
+def level_of(past: Past, unigram_loss: float | None) -> float:
+    """The nll of a model that knows nothing: the first one logged, or the unigram level if that is higher."""
+    return max(past.lines[0].nll, unigram_loss or 0.0)
 
-    `history` has a norm for each layer, update by update; of several layers at one update it is the one that
-    rose most. A norm that is not finite, or that none above 0 came before, is no spike.
+
+def last_rise(past: Past, above: float) -> Line | None:
+    """The line from which on every nll was larger than `above`; None if the last one is not."""
+    found = None
+    for line in reversed(past.lines):
+        if line.nll <= above:
+            break
+        found = line
+    return found
+
+
+def last_spike(
+    history: Sequence[tuple[int, Mapping[str, float]]], times: float = SPIKE, earlier: int = EARLIER
+) -> tuple[int, str, float] | None:
+    """(update, layer, how many times) where the last excursion began: a norm above `times` its median.
+
+    `history` has a norm for each layer, update by update. The median is of a layer's last 50 finite norms;
+    there must be `earlier` of them, and it must not be 0. Of several layers at one update it is the one that
+    rose most. Spikes with fewer than CALM updates between them are one excursion.
     """
-    earlier: dict[str, list[float]] = {}
+    before: dict[str, list[float]] = {}
+    began: tuple[int, str, float] | None = None
+    calm = CALM
     for update, norms in history:
         risen: dict[str, float] = {}
         for layer, norm in norms.items():
-            before = sorted(earlier.setdefault(layer, [])[-50:])
-            median = before[len(before) // 2] if before else 0.0
             if not math.isfinite(norm):
                 continue
+            values = before.setdefault(layer, [])
+            median = sorted(values[-50:])[len(values[-50:]) // 2] if len(values) >= earlier else 0.0
             if median > 0 and norm > times * median:
                 risen[layer] = norm / median
-            earlier[layer].append(norm)
-        if risen:
+            values.append(norm)
+        if risen and calm >= CALM:
             layer = max(risen, key=risen.__getitem__)
-            return update, layer, risen[layer]
-    return None
-
-
-def spike_in(history: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, Any] | None:
-    """The first spike as result.json has it."""
-    spike = first_spike(history)
-    return None if spike is None else dict(zip(("update", "layer", "times"), spike, strict=True))
+            began = update, layer, risen[layer]
+        calm = 0 if risen else calm + 1
+    return began
 
 
 def spread(update: int, norms: Mapping[str, float]) -> str:

@@ -146,7 +146,7 @@ class Trainer:
         }
         self.logbook.training(progress.update, values)
         self._stop_if_broken(sums)
-        stop_if_stalled(means["nll"], self.unigram_loss, progress, self.config, rate)
+        stop_if_stalled(means["nll"], self.unigram_loss, progress, self.config, self.logbook.metrics_path)
         self.window.clear()
 
     def validate(self, final: bool = False) -> None:
