@@ -29,7 +29,8 @@ HEAD = """\
 Made by `python benchmarks/ledger.py` from [the list of claims](claims/ledger.yaml) and the reports kept in
 `docs/claims`. Every verdict is that of a study's own rules ([how the answers are found](reports.md)); each
 report has its command, commit and settings. Models and corpora are small: a verdict says what happens at this
-size, not at the papers'.
+size, not at the papers'. Trainings ran on one thread each of an AMD EPYC with AVX512-BF16 (two cores, torch
+2.13.0, November 2026), where `train.precision: auto` is bf16 products with float32 weights.
 
 | | claim | source | verdict | study |
 | ---: | --- | --- | --- | --- |"""

@@ -99,8 +99,7 @@ def examine(trainer: Trainer, diverged: Diverged) -> dict[str, Any]:
 
 
 def _note_spike(found: Findings, history: Sequence[tuple[int, Mapping[str, float]]], failed: int) -> None:
-    """Note the last spike of the history, unless `failed` came so long after it that it was survived.
-    Of an explosion that stayed finite no more is asked than a rise between two probes, one of them after it."""
+    """Note the last spike, if not long survived at `failed`; of a finite explosion, a rise is enough."""
     earlier = EARLIER
     if found.kind == EXPLODED:
         after = sum(update < failed for update, _ in history)
