@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,11 @@ def verdict(claim: Mapping[str, Any]) -> str:
     """Of the claim, from its questions'."""
     if "verdict" in claim:
         return str(claim["verdict"])
-    found = [answer["verdict"] if answer else OPEN for _, _, answer in questions(claim)]
+    return combined([answer["verdict"] if answer else OPEN for _, _, answer in questions(claim)])
+
+
+def combined(found: Sequence[str]) -> str:
+    """One verdict of the verdicts of several questions."""
     if OPEN in found:
         return OPEN
     decided = {word for word in found if word != "not testable"}
@@ -88,7 +92,7 @@ def page(ledger: Mapping[str, Any]) -> Iterator[str]:
 
 def _answer(answer: Mapping[str, Any]) -> str:
     """`**reproduced**: 3.915 against 4.163, ...`."""
-    return f"**{answer['verdict']}**: " + answer["words"].replace("_", r"\_").replace("<", r"\<")
+    return f"**{answer['verdict']}**: " + str(answer["words"]).replace("_", r"\_").replace("<", r"\<")
 
 
 def _link(study: str) -> str:

@@ -26,19 +26,9 @@ def test_every_claim_has_a_verdict() -> None:
 
 
 def test_a_verdict_is_that_of_its_questions() -> None:
-    words = {"one": "reproduced", "two": "not reproduced", "three": "not testable"}
-
-    def of(*names: str) -> str:
-        found = [("study", 1, {"verdict": words[name]}) for name in names]
-        function = LEDGER["verdict"]
-        before = function.__globals__["questions"]
-        function.__globals__["questions"] = lambda claim: iter(found)
-        try:
-            return str(function({}))
-        finally:
-            function.__globals__["questions"] = before
-
-    assert of("one", "one") == "reproduced"
-    assert of("one", "two") == "mixed"
-    assert of("two", "three") == "not reproduced"
-    assert of("three", "three") == "not testable at this size"
+    combined = LEDGER["combined"]
+    assert combined(["reproduced", "reproduced"]) == "reproduced"
+    assert combined(["reproduced", "not reproduced"]) == "mixed"
+    assert combined(["not reproduced", "not testable"]) == "not reproduced"
+    assert combined(["not testable", "not testable"]) == "not testable at this size"
+    assert combined(["reproduced", LEDGER["OPEN"]]) == LEDGER["OPEN"]
