@@ -118,6 +118,19 @@ def test_over_each_some_setting_has_to_have_both_sides(tmp_path: Path) -> None:
     assert "study.yaml, line" in told
 
 
+def test_the_sensitivity_to_the_rate_needs_rates_and_is_for_questions(tmp_path: Path) -> None:
+    sides = "this: {model.placement: pre}, that: {model.placement: post}"
+    asked = f"questions:\n  - {{ask: q, {sides}, expect: better, metric: lr_sensitivity}}\n"
+    assert load_study(written(tmp_path, FILE + asked)).questions[0].metric == "lr_sensitivity"
+    told = "lr_sensitivity is over the rates of the axis train.lr"
+    assert told in problems(
+        tmp_path, FILE.replace("[1e-3, 3e-3]", "[3e-3]").replace("sgd, t", "adam, t") + asked
+    )
+    assert told in problems(tmp_path, FILE + asked.replace("pre}", "pre, train.lr: 1e-3}"))
+    assert "is no run's" in problems(tmp_path, f"{FILE}metric: lr_sensitivity\n")
+    assert "did you mean 'lr_sensitivity'?" in problems(tmp_path, f"{FILE}metric: lr_sensitivty\n")
+
+
 def test_values_have_their_suggestions_too(tmp_path: Path) -> None:
     asked = "questions:\n  - {ask: q, this: {model.placement: pots}, that: {arm: sgd}, expect: better}\n"
     assert "did you mean 'post'? one of post, pre" in problems(tmp_path, FILE + asked)

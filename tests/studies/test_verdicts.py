@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -366,3 +367,49 @@ def test_numbers_are_plain_values() -> None:
     assert numbers["interval"][0] < numbers["gain"] < numbers["interval"][1]
     assert numbers["this"]["scores"] == {"1": 2.0, "2": 2.1, "3": 2.3}
     assert numbers["verdict"] == YES
+
+
+def sweep(losses: Mapping[float, Scores], arm: str) -> list[Outcome]:
+    """Runs of an arm at each rate; 9.0 is the loss of all at initialisation."""
+    return [run for rate, scores in losses.items() for run in runs(scores, arm=arm, **{"train.lr": rate})]
+
+
+def test_the_sensitivity_to_the_rate_is_compared_seed_by_seed() -> None:
+    """By hand: S of three rates, a decade apart, is (height at the ends / 2 + height in the middle) / 2."""
+    flat = sweep({1e-3: (3.0, 3.1, 3.2), 1e-2: (2.0, 2.0, 2.0), 1e-1: (3.0, 3.0, 3.1)}, "a")
+    steep = sweep({1e-3: (3.0, 3.0, 3.0), 1e-2: (2.0, 2.1, 2.0), 1e-1: (None, None, 12.0)}, "b")
+    found = answer(asked("better", metric="lr_sensitivity"), [*flat, *steep])
+    (comparison,) = found.comparisons
+    assert comparison.scores[0] == pytest.approx({1: 0.5, 2: 0.525, 3: 0.575})
+    assert comparison.scores[1] == pytest.approx({1: 2.0, 2: 1.95, 3: 2.0})  # 9.0 stands for all above it
+    assert comparison.failed == (0, 0)
+    assert found.verdict == "reproduced"
+    assert "train.lr" not in found.numbers[0]["this"]
+    assert answer(asked("worse", metric="lr_sensitivity"), [*flat, *steep]).verdict == "not reproduced"
+
+
+def test_a_seed_without_a_run_at_every_rate_has_no_sensitivity() -> None:
+    flat = sweep({1e-3: (3.0, 3.1, 3.2), 1e-2: (2.0, 2.0)}, "a")
+    steep = sweep({1e-3: (3.0, 3.0, 3.0), 1e-2: (4.0, 4.1, 4.2)}, "b")
+    found = answer(asked("differs", metric="lr_sensitivity"), [*flat, *steep])
+    assert found.comparisons[0].seeds == [1, 2]
+    assert found.verdict == "not testable"
+    alone = sweep({1e-3: LOW}, "a")
+    assert answer(asked("differs", metric="lr_sensitivity"), [*alone, *steep]).verdict == "not testable"
+
+
+def test_the_sensitivity_is_asked_of_the_arm_that_trains_best() -> None:
+    """Over best, what else varies is tuned by the best loss at any rate, as ever; not by the sensitivity."""
+    wide = sweep({1e-3: (5.0, 5.1, 5.2), 1e-2: (5.0, 5.0, 5.0)}, "a")
+    good = sweep({1e-3: (4.0, 4.1, 4.2), 1e-2: (2.0, 2.0, 2.0)}, "a")
+    outcomes = [
+        *(with_value(run, width=1) for run in wide),
+        *(with_value(run, width=2) for run in good),
+        *(with_value(run, width=1) for run in sweep({1e-3: HIGH, 1e-2: LOW}, "b")),
+    ]
+    found = answer(asked("differs", over="best", metric="lr_sensitivity"), outcomes)
+    assert found.comparisons[0].this.values["width"] == 2
+
+
+def with_value(run: Outcome, **values: Any) -> Outcome:
+    return replace(run, cell=replace(run.cell, values={**run.cell.values, **values}))

@@ -36,6 +36,8 @@ METRICS = {
     "gap": False,
     "updates_to_target": False,
 }
+SENSITIVITY = "lr_sensitivity"  # of all rates together, so a question's metric and never a run's
+RATE = "train.lr"
 SCORES = ("bleu", "chrf", "ter")
 _TEST = re.compile(rf"test\.(.+)\.({'|'.join(SCORES)})")
 
@@ -50,14 +52,14 @@ def _plain(value: Any) -> Any:
 
 
 def _metric(name: str) -> str:
-    if name in METRICS or _TEST.fullmatch(name):
+    if name in METRICS or name == SENSITIVITY or _TEST.fullmatch(name):
         return name
     tested = [f"{name.rpartition('.')[0]}.{score}" for score in SCORES] if name.startswith("test.") else []
-    guess = nearest(name, tested or METRICS)
+    guess = nearest(name, tested or [*METRICS, SENSITIVITY])
     raise ValueError(
         f"unknown metric {name!r}"
         + (f"; did you mean {guess!r}?" if guess else "")
-        + f" (one of {', '.join(METRICS)}, test.NAME.bleu)"
+        + f" (one of {', '.join([*METRICS, SENSITIVITY])}, test.NAME.bleu)"
     )
 
 
@@ -81,7 +83,7 @@ Metric = Annotated[Text, AfterValidator(_metric)]
 def higher_is_better(metric: str) -> bool:
     """Is more of the metric better? A rate of edits (`test.NAME.ter`) is better when low."""
     test = _TEST.fullmatch(metric)
-    return test[2] != "ter" if test else METRICS[metric]
+    return test[2] != "ter" if test else METRICS.get(metric, False)
 
 
 def scored_set(metric: str) -> tuple[str, str] | None:
@@ -155,6 +157,8 @@ class Study(Section):
             yield Problem(
                 "metric", "updates_to_target needs a target", hint="set target to a validation loss"
             )
+        if self.metric == SENSITIVITY:
+            yield Problem("metric", "lr_sensitivity is no run's: it is for questions", hint="valid_loss")
         settings = list(self.settings())
         if not settings:
             yield Problem("skip", "no run is left", hint="skip fewer settings")
@@ -224,6 +228,9 @@ class Study(Section):
             yield Problem(path, message, hint="name them in this and that, skip less, or say over: best")
         if question.metric == "updates_to_target" and self.target is None:
             yield Problem(f"{path}.metric", "updates_to_target needs the study's target")
+        if question.metric == SENSITIVITY and (RATE in named or len(self.axes.get(RATE, ())) < 2):
+            message = f"{SENSITIVITY} is over the rates of the axis {RATE}"
+            yield Problem(f"{path}.metric", message, hint="give it two rates, and none in this and that")
 
 
 def matches(setting: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:

@@ -12,7 +12,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from ..core.errors import ConfigError
-from .groups import RATE, WARMUP, Group, axes_of, best_of, family_keys, label, plain, rate_text, split_by
+from .config import RATE
+from .groups import WARMUP, Group, axes_of, best_of, family_keys, label, plain, rate_text, split_by
 from .judging import MIXED, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED
 
 if TYPE_CHECKING:

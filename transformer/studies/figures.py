@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .config import Study
+from .config import RATE, Study
 from .drawing import (
     DARK,
     GREY,
@@ -36,9 +36,10 @@ from .drawing import (
     style,
 )
 from .grids import draw_grid
-from .groups import RATE, Group, plain, rate_text
+from .groups import Group, plain, rate_text
 from .rows import draw_bleu, draw_divergence, draw_gains, draw_target
-from .statistics import sensitivity
+from .statistics import mean_of
+from .sweeps import seed_sensitivities
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def draw_rates(groups: Sequence[Group]) -> Drawn:
     caption = (
         "Mean over the seeds that trained; bars reach from the lowest seed to the highest."
         " S is the sensitivity to the rate: the mean over log rate of min(loss, loss at initialisation)"
-        " less the best loss, a diverged seed counting as the loss at initialisation;"
+        " less the best loss, seed by seed, a diverged run counting as the loss at initialisation;"
         " smaller is more forgiving."
     )
     caption += " Counts above: seeds that diverged at that rate." if deepest else ""
@@ -235,23 +236,9 @@ def _rate_line(axes: Axes, line: Line, place: float) -> float:
 
 
 def line_sensitivity(line: Line) -> float | None:
-    """The sensitivity of a line to the rate, None where too few rates or no initial loss are known."""
-    starts = [
-        run.train_curve[0][1]
-        for group in line.groups
-        for run in group.runs.values()
-        if run.train_curve and math.isfinite(run.train_curve[0][1])
-    ]
-    if not starts:
-        return None
-    initial = max(starts)
-    losses: dict[float, float | None] = {}
-    for group in line.groups:
-        scores = group.scores("valid_loss")
-        held = [min(scores.get(seed, initial), initial) for seed in group.runs]
-        if RATE in group.values and held:
-            losses[float(plain(group.values[RATE]))] = math.fsum(sorted(held)) / len(held)
-    return sensitivity(losses, initial)
+    """The sensitivity of a line to the rate, a mean over seeds; None where no seed ran at all rates."""
+    found = mean_of(list(seed_sensitivities(line.groups).values()))
+    return None if found is None else found.mean
 
 
 def _others(lines: Sequence[Line], held: Sequence[Line]) -> list[Line]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .config import RATE
 from .drawing import WIDTH, fold, grid_of, lines_in, new_figure
-from .groups import RATE, WARMUP, Group, best_of, family_keys, label, plain, rate_text, split_by
+from .groups import WARMUP, Group, best_of, family_keys, label, plain, rate_text, split_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

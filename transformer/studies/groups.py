@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from ..core.plans import shown
-from .config import ARM, scored_set
+from .config import ARM, RATE, SENSITIVITY, scored_set
 from .outcomes import Outcome
 from .statistics import Mean, mean_of
 
-RATE, WARMUP = "train.lr", "train.warmup"
+WARMUP = "train.warmup"
 LOSS, TO_TARGET = "valid_loss", "updates_to_target"
 
 
@@ -182,6 +182,7 @@ def metric_name(metric: str) -> str:
         LOSS: "validation loss",
         "valid_bleu": "validation BLEU",
         TO_TARGET: "updates to target",
+        SENSITIVITY: "sensitivity to the rate",
     }.get(metric, metric.replace("_", " "))
 
 

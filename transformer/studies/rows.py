@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .config import Study
+from .config import RATE, Study
 from .drawing import (
     COLOURS,
     DARK,
@@ -21,7 +21,7 @@ from .drawing import (
     row_height,
     rows_axes,
 )
-from .groups import RATE, TO_TARGET, Group, axes_of, label, metric_name, rate_text
+from .groups import TO_TARGET, Group, axes_of, label, metric_name, rate_text
 from .judging import REPRODUCED, Comparison
 from .statistics import mean_of, wilson
 from .verdicts import Verdict

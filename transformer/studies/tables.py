@@ -9,14 +9,13 @@ from typing import Any
 from ..core.plans import shown
 from .bootstrap import BOOTSTRAPPED, paired_bootstrap
 from .cells import FREE
-from .config import Study, higher_is_better
+from .config import RATE, Study, higher_is_better
 from .cost import cost_of_run
 from .document import Table
 from .drawing import lines_of
 from .figures import line_sensitivity
 from .groups import (
     LOSS,
-    RATE,
     TO_TARGET,
     Group,
     axes_of,

@@ -8,10 +8,9 @@ from typing import Any
 
 from .bootstrap import BOOTSTRAPPED
 from .cells import Cell
-from .config import Question
+from .config import RATE, SENSITIVITY, Question
 from .groups import (
     LOSS,
-    RATE,
     TO_TARGET,
     WARMUP,
     Group,
@@ -38,6 +37,7 @@ from .judging import (
 )
 from .outcomes import Outcome
 from .statistics import holm
+from .sweeps import swept
 
 __all__ = ["RULES", "Comparison", "Verdict", "answer"]
 
@@ -70,6 +70,7 @@ def answer(
     """
     metric = question.metric or metric
     groups = grouped(outcomes)
+    groups = swept(groups) if metric == SENSITIVITY else groups
     these, those = ([g for g in groups if g.matches(side)] for side in (question.this, question.that))
     wanting = sorted(cell.name for cell in missing if _concerns(question, cell))
     notes = [f"not finished: {few_names(wanting)}"] if wanting else []
