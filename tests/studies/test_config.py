@@ -118,17 +118,29 @@ def test_over_each_some_setting_has_to_have_both_sides(tmp_path: Path) -> None:
     assert "study.yaml, line" in told
 
 
-def test_the_sensitivity_to_the_rate_needs_rates_and_is_for_questions(tmp_path: Path) -> None:
+def test_the_range_of_rates_needs_a_target_and_the_same_rates(tmp_path: Path) -> None:
     sides = "this: {model.placement: pre}, that: {model.placement: post}"
-    asked = f"questions:\n  - {{ask: q, {sides}, expect: better, metric: lr_sensitivity}}\n"
-    assert load_study(written(tmp_path, FILE + asked)).questions[0].metric == "lr_sensitivity"
-    told = "lr_sensitivity is over the rates of the axis train.lr"
-    assert told in problems(
-        tmp_path, FILE.replace("[1e-3, 3e-3]", "[3e-3]").replace("sgd, t", "adam, t") + asked
-    )
-    assert told in problems(tmp_path, FILE + asked.replace("pre}", "pre, train.lr: 1e-3}"))
-    assert "is no run's" in problems(tmp_path, f"{FILE}metric: lr_sensitivity\n")
-    assert "did you mean 'lr_sensitivity'?" in problems(tmp_path, f"{FILE}metric: lr_sensitivty\n")
+    asked = f"target: 3.0\nquestions:\n  - {{ask: q, {sides}, expect: better, metric: lr_range}}\n"
+    even = FILE.replace("  - {arm: sgd, train.lr: 3e-3}\n", "  - {arm: sgd}\n")
+    assert load_study(written(tmp_path, even + asked)).questions[0].metric == "lr_range"
+    told = "lr_range is over the rates of the axis train.lr, the same ones for both sides"
+    assert told in problems(tmp_path, FILE + asked)  # sgd has one rate, adam two
+    assert told in problems(tmp_path, even + asked.replace("pre}", "pre, train.lr: 1e-3}"))
+    assert "lr_range needs the study's target" in problems(tmp_path, even + asked.replace("target: 3.0", ""))
+    assert "is no run's" in problems(tmp_path, f"{FILE}metric: lr_range\n")
+    assert "did you mean 'lr_range'?" in problems(tmp_path, f"{FILE}metric: lr_rnge\n")
+
+
+def test_the_sides_of_a_second_difference_are_checked_as_the_first(tmp_path: Path) -> None:
+    sides = "this: {arm: adam, train.lr: 1e-3}, that: {arm: sgd, train.lr: 1e-3}, expect: worse"
+    other = "against: {this: {arm: adm}, that: {arm: sgd, train.lr: 3e-3}}"
+    told = problems(tmp_path, f"{FILE}questions:\n  - {{ask: q, {sides}, {other}}}\n")
+    assert "questions.0.against.this.arm" in told
+    assert "did you mean 'adam'?" in told
+    told = problems(tmp_path, f"{FILE}questions:\n  - {{ask: q, {sides}, {other.replace('adm', 'adam')}}}\n")
+    assert "questions.0.against.that: no run is like this" in told
+    each = "over: each, against: {this: {arm: adam}, that: {arm: sgd}}"
+    assert "not with over: each" in problems(tmp_path, f"{FILE}questions:\n  - {{ask: q, {sides}, {each}}}\n")
 
 
 def test_values_have_their_suggestions_too(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ METRICS = {
     "gap": False,
     "updates_to_target": False,
 }
-SENSITIVITY = "lr_sensitivity"  # of all rates together, so a question's metric and never a run's
+LR_RANGE = "lr_range"  # of all rates together, so a question's metric and never a run's
 RATE = "train.lr"
 SCORES = ("bleu", "chrf", "ter")
 _TEST = re.compile(rf"test\.(.+)\.({'|'.join(SCORES)})")
@@ -52,14 +52,14 @@ def _plain(value: Any) -> Any:
 
 
 def _metric(name: str) -> str:
-    if name in METRICS or name == SENSITIVITY or _TEST.fullmatch(name):
+    if name in METRICS or name == LR_RANGE or _TEST.fullmatch(name):
         return name
     tested = [f"{name.rpartition('.')[0]}.{score}" for score in SCORES] if name.startswith("test.") else []
-    guess = nearest(name, tested or [*METRICS, SENSITIVITY])
+    guess = nearest(name, tested or [*METRICS, LR_RANGE])
     raise ValueError(
         f"unknown metric {name!r}"
         + (f"; did you mean {guess!r}?" if guess else "")
-        + f" (one of {', '.join([*METRICS, SENSITIVITY])}, test.NAME.bleu)"
+        + f" (one of {', '.join([*METRICS, LR_RANGE])}, test.NAME.bleu)"
     )
 
 
@@ -83,7 +83,7 @@ Metric = Annotated[Text, AfterValidator(_metric)]
 def higher_is_better(metric: str) -> bool:
     """Is more of the metric better? A rate of edits (`test.NAME.ter`) is better when low."""
     test = _TEST.fullmatch(metric)
-    return test[2] != "ter" if test else METRICS.get(metric, False)
+    return test[2] != "ter" if test else metric == LR_RANGE or METRICS[metric]
 
 
 def scored_set(metric: str) -> tuple[str, str] | None:
@@ -99,8 +99,18 @@ class Arm(Section):
     set: Values = Field({}, description="options: model.placement: pre")
 
 
+class Contrast(Section):
+    """Two choices among the runs."""
+
+    this: Values = Field(description="as a question's")
+    that: Values = Field(description="as a question's")
+
+
 class Question(Section):
-    """`this` compared with `that`: two choices among the runs, in one metric."""
+    """`this` compared with `that`: two choices among the runs, in one metric.
+
+    With `against`, what this has more than that is compared with what against.this has more than its that.
+    """
 
     ask: Text = Field(description="the question in words")
     claim: Text = Field("", description="who claims what")
@@ -114,10 +124,16 @@ class Question(Section):
         "best", description="compare each with the best of the other axes, or in each of their settings"
     )
     metric: Metric | None = Field(None, description="measure by this (default: the study's metric)")
+    against: Contrast | None = Field(
+        None, description="compare the difference of this and that with this one"
+    )
 
     @property
-    def sides(self) -> tuple[tuple[str, Values], tuple[str, Values]]:
-        return ("this", self.this), ("that", self.that)
+    def sides(self) -> list[tuple[str, Values]]:
+        """Every choice that it makes, with its place."""
+        own = [("this", self.this), ("that", self.that)]
+        other = self.against
+        return own + ([("against.this", other.this), ("against.that", other.that)] if other else [])
 
     def conflicts(self) -> Iterator[Problem]:
         if self.expect in ("no worse", "no better", "same") and not self.margin:
@@ -157,8 +173,8 @@ class Study(Section):
             yield Problem(
                 "metric", "updates_to_target needs a target", hint="set target to a validation loss"
             )
-        if self.metric == SENSITIVITY:
-            yield Problem("metric", "lr_sensitivity is no run's: it is for questions", hint="valid_loss")
+        if self.metric == LR_RANGE:
+            yield Problem("metric", f"{LR_RANGE} is no run's: it is for questions", hint="valid_loss")
         settings = list(self.settings())
         if not settings:
             yield Problem("skip", "no run is left", hint="skip fewer settings")
@@ -222,15 +238,28 @@ class Study(Section):
             yield Problem(path, "this and that have runs in common", hint="name a key in which they differ")
         named = {*question.this, *question.that}
         free = [key for key in ([ARM] if self.arms else []) + list(self.axes) if key not in named]
-        these, those = ([[setting[key] for key in free] for setting in held] for held in sides.values())
+        these, those = (
+            [[setting[key] for key in free] for setting in sides[name]] for name in ("this", "that")
+        )
         if question.over == "each" and these and those and not any(rest in those for rest in these):
             message = f"this and that never have the same {', '.join(free)}: there is nothing to compare"
             yield Problem(path, message, hint="name them in this and that, skip less, or say over: best")
-        if question.metric == "updates_to_target" and self.target is None:
-            yield Problem(f"{path}.metric", "updates_to_target needs the study's target")
-        if question.metric == SENSITIVITY and (RATE in named or len(self.axes.get(RATE, ())) < 2):
-            message = f"{SENSITIVITY} is over the rates of the axis {RATE}"
-            yield Problem(f"{path}.metric", message, hint="give it two rates, and none in this and that")
+        if question.metric in ("updates_to_target", LR_RANGE) and self.target is None:
+            yield Problem(f"{path}.metric", f"{question.metric} needs the study's target")
+        if question.against and (question.over == "each" or question.metric == LR_RANGE):
+            yield Problem(f"{path}.against", f"not with over: each, nor with {LR_RANGE}")
+        if question.metric == LR_RANGE and not self._same_rates(sides, named):
+            message = f"{LR_RANGE} is over the rates of the axis {RATE}, the same ones for both sides"
+            yield Problem(
+                f"{path}.metric", message, hint="give it two, skip none, name none in this and that"
+            )
+
+    def _same_rates(self, sides: Mapping[str, list[Values]], named: set[str]) -> bool:
+        """Has every setting of both sides at least two rates, and all of them?"""
+        if RATE in named or len(self.axes.get(RATE, ())) < 2:
+            return False
+        held = [setting for settings in sides.values() for setting in settings]
+        return all({**setting, RATE: rate} in held for setting in held for rate in self.axes[RATE])
 
 
 def matches(setting: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .config import RATE, Study
+from .derived import seed_sensitivities
 from .drawing import (
     DARK,
     GREY,
@@ -39,7 +40,6 @@ from .grids import draw_grid
 from .groups import Group, plain, rate_text
 from .rows import draw_bleu, draw_divergence, draw_gains, draw_target
 from .statistics import mean_of
-from .sweeps import seed_sensitivities
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def draw_rates(groups: Sequence[Group]) -> Drawn:
         "Mean over the seeds that trained; bars reach from the lowest seed to the highest."
         " S is the sensitivity to the rate: the mean over log rate of min(loss, loss at initialisation)"
         " less the best loss, seed by seed, a diverged run counting as the loss at initialisation;"
-        " smaller is more forgiving."
+        " it is small where all rates do alike, well or badly."
     )
     caption += " Counts above: seeds that diverged at that rate." if deepest else ""
     return figure, caption + (GREY_LINES if len(panels) > 1 else "")

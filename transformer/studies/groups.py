@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ..core.plans import shown
-from .config import ARM, RATE, SENSITIVITY, scored_set
+from .config import ARM, LR_RANGE, RATE, scored_set
 from .outcomes import Outcome
 from .statistics import Mean, mean_of
 
@@ -182,7 +182,7 @@ def metric_name(metric: str) -> str:
         LOSS: "validation loss",
         "valid_bleu": "validation BLEU",
         TO_TARGET: "updates to target",
-        SENSITIVITY: "sensitivity to the rate",
+        LR_RANGE: "range of workable rates (decades)",
     }.get(metric, metric.replace("_", " "))
 
 

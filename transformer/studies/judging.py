@@ -34,11 +34,17 @@ RULES = (
     " three seeds. Where some seeds diverged, the sign test over seeds decides. It counts a seed at which one"
     " of the two diverged, or the two differ by more than the margin, and it takes six of them to decide"
     " anything. Where both arms diverged with every seed there is nothing to compare.",
-    '"Better", "worse" and "differs" are reproduced when the difference is significant and its whole'
-    ' interval lies beyond the margin; otherwise not. "Same", "no worse" and "no better" are reproduced when'
-    " the whole interval lies within the margin, not reproduced when it lies wholly beyond; otherwise the"
-    " seeds do not decide, and the answer is not testable: that no difference is significant does not show"
-    " that there is none.",
+    '"Better" and "worse" are reproduced when the difference is significant and its whole interval lies'
+    " beyond the margin on the side that is claimed, and not reproduced when the whole interval leaves out"
+    ' any such difference. "Differs" is reproduced with the interval beyond the margin on either side, and'
+    ' not reproduced with the interval within it. "Same", "no worse" and "no better" are reproduced when the'
+    " whole interval lies within the margin, not reproduced when it lies wholly beyond. In all other cases"
+    " the seeds do not decide, and the answer is not testable: that no difference is significant does not"
+    " show that there is none.",
+    "The range of workable rates is how many decades of the learning rate, within those tried, have a"
+    " validation loss of at most the study's target, the loss taken to be straight over the log of the rate;"
+    " a diverged run counts as the lowest loss that any of the compared runs began with. It is found for each"
+    " seed that has a result at every rate.",
     'Over "best", whatever the question leaves open (the learning rate, say) is tuned for each arm, among the'
     " settings for which most seeds have ended: fewest diverged seeds first, then the lowest validation loss,"
     " as a mean over seeds; test sets are not looked at. The seeds that chose the best setting also compare"
@@ -194,7 +200,7 @@ def _failures(expect: str, c: Comparison, p: float, result: str) -> tuple[str, s
         return _decided(expect, c.lean), told
     if sign_test(wins + losses, 0) >= ALPHA or not min(wins, losses):
         return NOT_TESTABLE, f"{told}, and so few seeds cannot be"
-    return (NOT_REPRODUCED if expect in ("better", "worse", "differs") else NOT_TESTABLE), told
+    return NOT_TESTABLE, f"{told}: the seeds do not decide"
 
 
 def _difference(
@@ -204,11 +210,22 @@ def _difference(
     above, below = low > margin, high < -margin
     if significant and {"better": above, "worse": below}.get(expect, above or below):
         return REPRODUCED, result
-    if not significant:
-        return NOT_REPRODUCED, result
-    if (expect == "better" and high < 0) or (expect == "worse" and low > 0):
-        return NOT_REPRODUCED, f"{result}, the other way round"
-    return NOT_REPRODUCED, f"{result}, but not surely beyond the margin of {margin:g}"
+    told = f"{expect} by more than {margin:g}" if margin else expect
+    if expect == "differs":
+        left_out = margin and -margin < low and high < margin
+        told = f"a difference beyond {margin:g}"
+    else:
+        left_out = high < margin if expect == "better" else low > -margin
+        if significant and (high < 0 if expect == "better" else low > 0):
+            return NOT_REPRODUCED, f"{result}, the other way round"
+    if left_out:
+        return NOT_REPRODUCED, f"{result}; {told} is ruled out"
+    if significant and margin:
+        return (
+            NOT_TESTABLE,
+            f"{result}, but not surely beyond the margin of {margin:g}: the seeds do not decide",
+        )
+    return NOT_TESTABLE, f"{result}: the seeds do not decide"
 
 
 def _equality(expect: str, margin: float, low: float, high: float, result: str) -> tuple[str, str]:

@@ -35,7 +35,9 @@ def report(study: Study, outcomes: Sequence[Outcome], folder: Path, command: str
     """
     missing = missing_cells(study, outcomes)
     groups = grouped(outcomes, list(study.settings()))
-    verdicts = [answer(question, outcomes, study.metric, missing) for question in study.questions]
+    verdicts = [
+        answer(question, outcomes, study.metric, missing, study.target) for question in study.questions
+    ]
     drawn = pictures(study, groups, verdicts)
     command = command or f"python -m transformer study configs/studies/{study.name}.yaml"
     title = study.title or f"Study: {study.name}"

@@ -152,6 +152,25 @@ def sensitivity(losses: Mapping[float, float | None], initial: float) -> float |
     return area / (points[-1][0] - points[0][0])
 
 
+def workable_decades(losses: Mapping[float, float | None], target: float, initial: float) -> float:
+    """How many decades of the rate, within those tried, have a loss of at most `target`.
+
+    `losses` is rate -> loss, None for a diverged run, which counts as `initial`, as does any loss above it;
+    between the rates the loss is taken to be straight over log(rate).
+    """
+    assert initial > target
+    points = [
+        (math.log10(rate), initial if loss is None else min(loss, initial))
+        for rate, loss in sorted(losses.items())
+    ]
+    decades = 0.0
+    for (x0, y0), (x1, y1) in pairwise(points):
+        low, high = sorted((y0, y1))
+        if low <= target:
+            decades += (x1 - x0) * (1.0 if high <= target else (target - low) / (high - low))
+    return decades
+
+
 def updates_to(curve: Sequence[tuple[int, float]], target: float) -> float | None:
     """The first update at which the curve, straight between its points, is at the target or below; else None.
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from .bootstrap import BOOTSTRAPPED
 from .cells import Cell
-from .config import RATE, SENSITIVITY, Question
+from .config import LR_RANGE, RATE, Question
+from .derived import difference, ranges
 from .groups import (
     LOSS,
     TO_TARGET,
@@ -37,7 +38,6 @@ from .judging import (
 )
 from .outcomes import Outcome
 from .statistics import holm
-from .sweeps import swept
 
 __all__ = ["RULES", "Comparison", "Verdict", "answer"]
 
@@ -62,26 +62,34 @@ class Verdict:
 
 
 def answer(
-    question: Question, outcomes: Sequence[Outcome], metric: str = LOSS, missing: Sequence[Cell] = ()
+    question: Question,
+    outcomes: Sequence[Outcome],
+    metric: str = LOSS,
+    missing: Sequence[Cell] = (),
+    target: float | None = None,
 ) -> Verdict:
     """Compare, judge each setting, and sum up; by `RULES`.
 
     `metric` decides where the question names none. `missing` are cells without an outcome, to be named.
+    `target` is the study's, below which a rate is a workable one.
     """
     metric = question.metric or metric
-    groups = grouped(outcomes)
-    groups = swept(groups) if metric == SENSITIVITY else groups
-    these, those = ([g for g in groups if g.matches(side)] for side in (question.this, question.that))
+    concerned = [g for g in grouped(outcomes) if any(g.matches(chosen) for _, chosen in question.sides)]
     wanting = sorted(cell.name for cell in missing if _concerns(question, cell))
     notes = [f"not finished: {few_names(wanting)}"] if wanting else []
-    if not these or not those:
-        absent = [label(side) for side, held in ((question.this, these), (question.that, those)) if not held]
+    if metric == LR_RANGE and target is not None:
+        concerned, told = ranges(concerned, target)
+        notes += told
+    held = {name: [g for g in concerned if g.matches(chosen)] for name, chosen in question.sides}
+    if absent := [label(chosen) for name, chosen in question.sides if not held[name]]:
         return Verdict(question, NOT_TESTABLE, f"no finished run: {'; '.join(absent)}", [], notes)
     if question.over == "best":
-        pairs, told = _tuned(question, these, those)
+        pairs, told = _tuned(question, held["this"], held["that"])
         notes = [*told, *notes]
     else:
-        pairs = _settings(question, these, those)
+        pairs = _settings(question, held["this"], held["that"])
+    if question.against:
+        pairs = _contrast(pairs[0], held["against.this"], held["against.that"], metric)
     if not pairs:
         return Verdict(question, NOT_TESTABLE, "no setting has finished runs of both", [], notes)
     comparisons = [compare(*pair, metric, question.margin) for pair in pairs]
@@ -91,7 +99,9 @@ def answer(
     for comparison in comparisons:
         comparison.verdict, comparison.why = judge(question.expect, comparison)
     notes += _unusual([group for _, *pair in pairs for group in pair], metric)
-    if len(comparisons) > BOOTSTRAPPED and any(run.tests for g in these for run in g.runs.values()):
+    if len(comparisons) > BOOTSTRAPPED and any(
+        run.tests for _, this, _ in pairs for run in this.runs.values()
+    ):
         notes.append(
             f"no bootstrap over sentences: {len(comparisons)} settings, and at most {BOOTSTRAPPED} are"
         )
@@ -126,6 +136,16 @@ def _tuned(question: Question, these: Sequence[Group], those: Sequence[Group]) -
             chosen.append(f"{label(best.only(list(tried)))} for {label(fixed)}")
         notes += _edges(fixed, best, tried)
     return [("", this, that)], ([f"best on validation loss: {'; '.join(chosen)}"] if chosen else []) + notes
+
+
+def _contrast(
+    pair: tuple[str, Group, Group], these: Sequence[Group], those: Sequence[Group], metric: str
+) -> Pairs:
+    """The difference of a pair, and the one it is compared with, as a pair."""
+    this, that = best_of(these), best_of(those)
+    assert this is not None
+    assert that is not None
+    return [("", difference(pair[1], pair[2], metric), difference(this, that, metric))]
 
 
 def _tries(question: Question, these: Sequence[Group], those: Sequence[Group]) -> list[str]:
@@ -195,4 +215,4 @@ def _sum_up(comparisons: Sequence[Comparison]) -> tuple[str, str]:
 
 def _concerns(question: Question, cell: Cell) -> bool:
     group = Group(cell.values, {})
-    return group.matches(question.this) or group.matches(question.that)
+    return any(group.matches(chosen) for _, chosen in question.sides)

@@ -1,0 +1,101 @@
+"""Numbers that several runs of a seed give together: the range of workable rates, a difference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .config import LR_RANGE, RATE
+from .groups import LOSS, Group, label, plain, split_by
+from .outcomes import Outcome
+from .statistics import sensitivity, workable_decades
+
+
+@dataclass(frozen=True)
+class Derived(Group):
+    """A setting without runs of its own: `made` has the numbers, metric -> seed -> value."""
+
+    made: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+
+    def _measured(self, metric: str) -> dict[int, float]:
+        return dict(self.made.get(metric, {}))
+
+
+def initial_losses(runs: Iterable[Outcome]) -> list[float]:
+    """The first training loss of each run, where it is finite."""
+    starts = (run.train_curve[0][1] for run in runs if run.train_curve)
+    return [start for start in starts if math.isfinite(start)]
+
+
+def _by_rate(groups: Sequence[Group]) -> dict[float, Group]:
+    return {float(plain(group.values[RATE])): group for group in groups if RATE in group.values}
+
+
+def _seedwise(
+    groups: Sequence[Group],
+    rates: Iterable[float],
+    number: Callable[[dict[float, float | None]], float | None],
+) -> dict[int, float]:
+    """`number` of rate -> loss (None: diverged), for each seed that has a result at all of `rates`."""
+    held = _by_rate(groups)
+    if not held or any(rate not in held for rate in rates):
+        return {}
+    losses = {rate: group.scores(LOSS) for rate, group in held.items()}
+    ended = [{*scores, *held[rate].fell_short(LOSS)} for rate, scores in losses.items()]
+    found = {
+        seed: number({rate: scores.get(seed) for rate, scores in losses.items()})
+        for seed in sorted(set.intersection(*ended))
+    }
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def seed_sensitivities(groups: Sequence[Group]) -> dict[int, float]:
+    """The sensitivity to the rate of each seed that has a result at every rate (`statistics.sensitivity`).
+
+    `groups` differ in the rate alone. The loss at initialisation is the highest among their runs. A seed
+    that learned nothing at any rate has none: it would look as if no rate were worse than another.
+    """
+    starts = initial_losses(run for group in groups for run in group.runs.values())
+    if not starts:
+        return {}
+    initial = max(starts)
+
+    def of(losses: dict[float, float | None]) -> float | None:
+        learned = any(loss is not None and loss < initial for loss in losses.values())
+        return sensitivity(losses, initial) if learned else None
+
+    return _seedwise(groups, (), of)
+
+
+def ranges(groups: Sequence[Group], target: float) -> tuple[list[Group], list[str]]:
+    """The groups without their rate, each with the range of its workable rates; and what limits it.
+
+    All are measured by the same rates, and a diverged run counts as the lowest loss that any run began with.
+    """
+    rates = sorted(_by_rate(groups))
+    starts = initial_losses(run for group in groups for run in group.runs.values())
+    keys = sorted({key for group in groups for key in group.values} - {RATE})
+    found: list[Group] = []
+    notes = []
+    for values, members in split_by(groups, keys):
+        name, made = label(values), {}
+        if starts and min(starts) > target:
+            made = _seedwise(members, rates, lambda losses: workable_decades(losses, target, min(starts)))
+        runs = {seed for group in members for seed in group.runs}
+        if absent := sorted(runs - made.keys()):
+            notes.append(f"no range of rates for {name}: seed {', '.join(map(str, absent))}")
+        for rate, word in ((rates[0], "lowest"), (rates[-1], "highest")):
+            group = _by_rate(members).get(rate)
+            if group is not None and any(group.scores(LOSS).get(s, math.inf) <= target for s in made):
+                notes.append(f"the range of {name} reaches the {word} rate tried: it may be wider")
+        losses = {s: min(g.scores(LOSS).get(s, math.inf) for g in members) for s in made}
+        found.append(Derived(values, {}, {LR_RANGE: made, LOSS: losses}))
+    return found, notes
+
+
+def difference(this: Group, that: Group, metric: str) -> Group:
+    """What `this` has more of the metric than `that`, seed by seed where both have it."""
+    ours, theirs = this.scores(metric), that.scores(metric)
+    made = {seed: value - theirs[seed] for seed, value in ours.items() if seed in theirs}
+    return Derived(this.values, {}, {metric: made})
