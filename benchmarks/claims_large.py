@@ -4,8 +4,11 @@ python benchmarks/claims_large.py configs/studies/warmup.yaml --corpus multi30k 
 
 The study file's questions and arms stay. What fits its small model goes: size, batch, threads. The base is
 configs/paper/CORPUS.yaml, warm-ups and time scales grow with the number of updates, and learning rates are
-multiplied by --rates: Adam's best rate falls with the width. What is not finished in time goes on with the
-same command; the report says what is missing.
+multiplied by --rates, but SGD's are not: Adam's best rate falls with the width. What is not finished in time
+goes on with the same command; the report says what is missing. SIGTERM ends it as the time does.
+
+A grid of 36 runs of 3,000 updates takes longer than nine minutes on any one GPU: its seeds come one after
+the other, so a first call ends in answers that are not testable yet. Fewer --updates, or more calls.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from typing import Any
 
 import yaml
 
+from transformer.cli.command import INTERRUPTED
+from transformer.core.errors import UserError
 from transformer.studies.config import Study, load_study
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +47,9 @@ def enlarged(
     """The study as a file for the large model; questions and arms name the new values."""
     shorter = updates / study.budget.get("train.updates", SMALL_UPDATES)
 
+    if study.budget.get("train.optimizer") == "sgd":
+        rates = 1.0
+
     def value(key: str, old: Any) -> Any:
         if key in IN_UPDATES:
             return round(old * shorter)
@@ -52,7 +60,7 @@ def enlarged(
 
     plain = study.model_dump(mode="json")
     plain["base"] = str(base)
-    plain["title"] = f"{study.title}: {base.stem} at the paper's size"
+    plain["title"] = f"{study.title.partition(' (')[0]} ({base.stem}, the paper's size)"
     plain["metric"] = plain["metric"].replace("test2016", test_set)
     plain["seeds"] = list(seeds)
     plain["axes"] = {key: [value(key, old) for old in values] for key, values in study.axes.items()}
@@ -62,9 +70,10 @@ def enlarged(
         arm["set"] = renewed(arm["set"])
     plain["skip"] = [renewed(skipped) for skipped in plain["skip"]]
     for question in plain["questions"]:
-        question["this"], question["that"] = renewed(question["this"]), renewed(question["that"])
-        if question["metric"]:
-            question["metric"] = question["metric"].replace("test2016", test_set)
+        for sides in (question, question["against"] or {}):
+            sides.update({side: renewed(sides[side]) for side in ("this", "that") if side in sides})
+        for key in ("metric", "ask"):
+            question[key] = question[key] and question[key].replace("test2016", test_set)
     return plain
 
 
@@ -75,6 +84,28 @@ def answers(report: Path) -> Iterator[str]:
         yield f"| {answer['ask']} | {answer['verdict']} | {answer['words']} |"
 
 
+def trained(command: Sequence[str], ends: float) -> int | None:
+    """Train until the time is over or a signal comes; the command's exit code, None if it was stopped.
+
+    Stopped, its trainings save before they end, which takes some seconds more.
+    """
+    job = subprocess.Popen(command, cwd=ROOT)
+
+    def stop(*_: object) -> None:
+        job.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return job.wait(max(0.0, ends - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        stop()
+        job.wait()
+        return None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main() -> int:
     """Run, stop in time, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -83,7 +114,9 @@ def main() -> int:
     parser.add_argument("--base", type=Path, help="another configuration than the corpus's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=8, help="runs side by side")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of all studies together")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="of all trainings together; reports follow"
+    )
     parser.add_argument("--updates", type=int, default=3000, help="of each run")
     parser.add_argument("--rates", type=float, default=0.25, help="the study's learning rates times this")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -92,25 +125,30 @@ def main() -> int:
     name, test_set = CORPORA[arguments.corpus]
     base = (arguments.base or ROOT / "configs" / "paper" / name).resolve()
     ends, code = time.monotonic() + 60 * arguments.minutes, 0
-    for file in arguments.studies:
-        study = load_study(file)
+    try:
+        studies = [load_study(file) for file in arguments.studies]
+    except UserError as error:
+        parser.error(str(error))
+    for study in studies:
+        if time.monotonic() > ends:
+            print(f"{study.name}: no time is left for it", flush=True)
+            continue
         plain = enlarged(study, base, test_set, arguments.updates, arguments.rates, arguments.seeds)
         place = arguments.runs / base.stem
         place.mkdir(parents=True, exist_ok=True)
         derived = place / f"{study.name}.yaml"
         derived.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
         command = [sys.executable, "-m", "transformer", "study", str(derived), "--runs", str(place)]
-        job = subprocess.Popen(
-            [*command, "--jobs", str(arguments.jobs), "--device", arguments.device], cwd=ROOT
-        )
-        try:
-            job.wait(max(1.0, ends - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            job.send_signal(signal.SIGTERM)
-            job.wait()
+        ended = trained([*command, "--jobs", str(arguments.jobs), "--device", arguments.device], ends)
+        if ended == INTERRUPTED:
+            return INTERRUPTED  # the same command goes on
+        if ended is None:
             print(f"{study.name}: the time is over; the same command goes on", flush=True)
+        if not list((place / study.name / "cells").glob("*/result.json")):
+            print(f"{study.name}: no run has ended yet, there is nothing to report", flush=True)
+            continue
         reported = subprocess.run([*command, "--report-only"], cwd=ROOT, check=False)
-        if job.returncode not in (0, 130) or reported.returncode:
+        if ended not in (0, None) or reported.returncode:
             code = 1
             continue
         print(f"\n## {plain['title']}\n\n| question | verdict | measured |\n| --- | --- | --- |")

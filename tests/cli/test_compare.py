@@ -121,7 +121,7 @@ def test_any_text_can_be_compared_on(
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["--input", "x"], 2, "--input and --reference go together"),
+        (["--input", "x"], 2, "--input needs --reference"),
         (["--test", "held", "--input", "x", "--reference", "y"], 2, "one of the two"),
         (["--test", "hold"], 2, "it has held"),
         (["--samples", "5"], 2, "at least 100"),
@@ -133,6 +133,21 @@ def test_what_cannot_be_compared_is_told(
 ) -> None:
     assert main(["compare", str(run), str(other_run), *words]) == code
     assert told in capsys.readouterr().err
+
+
+def test_another_reference_may_be_given_for_a_test_set(
+    copies: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = [line.replace("sieht", "ist") for line in REFERENCES]
+    for side, hypotheses in zip(copies, (other, REFERENCES), strict=True):
+        keep(side, hypotheses, REFERENCES)
+    file = tmp_path / "other.de"
+    file.write_text("".join(f"{line}\n" for line in other), encoding="utf-8")
+    assert main(["compare", *map(str, copies), "--reference", str(file), "--samples", "100"]) == 0
+    assert "A is better" in capsys.readouterr().out
+    file.write_text("zu kurz\n", encoding="utf-8")
+    assert main(["compare", *map(str, copies), "--reference", str(file)]) == 1
+    assert "--reference has 1 lines, held of" in capsys.readouterr().err
 
 
 def test_runs_of_other_languages_are_refused(

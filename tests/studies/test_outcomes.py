@@ -211,6 +211,19 @@ def test_what_was_measured_and_was_no_number_is_nan_and_what_was_not_measured_is
     assert outcome.measure("valid_bleu") is None
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("metrics.jsonl", '{"update": 2, "lo'), ("result.json", '{"status": "completed", "test": {}}')],
+)
+def test_a_damaged_cell_is_told_and_left_out(
+    tmp_path: Path, file: str, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cell = made_up(tmp_path, "completed", RECORDS)
+    (cell.run_dir / file).write_text(text)
+    assert load(cell) is None
+    assert f"{cell.run_dir}: its files are damaged" in caplog.text
+
+
 def test_a_run_that_goes_on_is_no_outcome(tmp_path: Path) -> None:
     assert load(made_up(tmp_path, "interrupted", RECORDS)) is None
     assert load(Cell("y", {}, tmp_path / "y", 1, {})) is None

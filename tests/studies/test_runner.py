@@ -302,6 +302,11 @@ def test_a_missing_scheduler_is_told(
     assert "--launch slurm: Could not detect" in capsys.readouterr().err
 
 
+def test_parameters_of_a_launch_are_for_a_launch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_module.main([str(folder / "study.yaml"), "--launch-set", "timeout_min=5"]) == 2
+    assert "--launch-set is for --launch" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["\u00b2/3", "1/\u0663", "1", "1/2/3", "-1/2", "/"])
 def test_a_part_that_cannot_be_read_is_told(
     folder: Path, text: str, capsys: pytest.CaptureFixture[str]

@@ -91,8 +91,14 @@ def main(argv: Sequence[str]) -> int:
         found[name] = paired_bootstrap(*texts, references, samples=arguments.samples)
         sentences[name] = len(references)
     else:
-        for test in _tests(sides, arguments.test):
-            texts, references = _test_texts(sides, test, translate)
+        tests = _tests(sides, arguments.test)
+        other = list(read_lines(arguments.reference)) if arguments.reference else None
+        if other is not None and len(tests) > 1:
+            raise ConfigError(
+                f"--reference is of one text, and there are {', '.join(tests)}: give --test too"
+            )
+        for test in tests:
+            texts, references = _test_texts(sides, test, translate, other)
             found[test] = paired_bootstrap(*texts, references, samples=arguments.samples)
             sentences[test] = len(references)
     facts = _facts(sides, found, sentences, loaded)
@@ -115,9 +121,12 @@ def _tests(sides: Sequence[Side], wanted: Sequence[str] | None) -> list[str]:
 
 
 def _test_texts(
-    sides: Sequence[Side], test: str, translate: Any
+    sides: Sequence[Side], test: str, translate: Any, other: list[str] | None = None
 ) -> tuple[tuple[list[str], list[str]], list[str]]:
-    """(translations of each run, references) of a test set; what was kept is used, the rest translated."""
+    """(translations of each run, references) of a test set; what was kept is used, the rest translated.
+
+    `other` stands in for the references.
+    """
     kept = [side.kept(test, "hyp") for side in sides]
     references = [side.kept(test, "ref") for side in sides]
     pairs: list[list[tuple[str, str]] | None] = []
@@ -131,6 +140,12 @@ def _test_texts(
             hypotheses, reference = translate(side, [source for source, _ in read]), [r for _, r in read]
         texts.append(hypotheses or [])
         expected.append(reference or [])
+    if other is not None:
+        for side, text in zip(sides, texts, strict=True):
+            if len(text) != len(other):
+                names = f"--reference has {len(other)} lines, {test} of {side.directory} has {len(text)}"
+                raise DataError(f"{names}: they have to be equally many")
+        return (texts[0], texts[1]), other
     if expected[0] != expected[1]:
         raise DataError(
             f"test set {test!r} has another reference in {sides[1].directory} than in {sides[0].directory};"
@@ -206,8 +221,8 @@ def _shown(value: Any) -> str:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse half a text, and two texts."""
-    if (arguments.input is None) != (arguments.reference is None):
-        raise ConfigError("--input and --reference go together: the text, and its reference")
+    if arguments.input is not None and arguments.reference is None:
+        raise ConfigError("--input needs --reference: the text's reference")
     if arguments.test and arguments.input is not None:
         raise ConfigError("--test names a test set of the runs, --input another text: give one of the two")
     if arguments.samples < MIN_SAMPLES:
@@ -221,7 +236,7 @@ def _parser() -> Parser:
         "--test", action="append", metavar="NAME", help="a test set of both runs; may be given often"
     )
     parser.add_argument("--input", metavar="FILE", help="another text to translate, plain or .gz")
-    parser.add_argument("--reference", metavar="FILE", help="its reference")
+    parser.add_argument("--reference", metavar="FILE", help="its reference, or another one of the test set")
     parser.add_argument(
         "--samples", type=whole_number, default=SAMPLES, metavar="N", help=f"resamples (default: {SAMPLES})"
     )

@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     """Plan, run, report."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.launch_set and not arguments.launch:
+        raise ConfigError("--launch-set is for --launch slurm or --launch local")
     study = load_study(arguments.file, arguments.overrides, arguments.base)
     cells = plan(study, new_config, arguments.runs)
     known = states(cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from .statistics import updates_to
 METRICS_FILE = "metrics.jsonl"
 TESTS = "tests"  # NAME.hyp and NAME.ref, a sentence a line
 Curve = list[tuple[int, float]]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,17 @@ class Outcome:
 
 
 def load(cell: Cell, target: float | None = None) -> Outcome | None:
-    """What a cell has come to; None unless it is finished."""
+    """What a cell has come to; None unless it is finished, and its files are whole."""
     if state(cell) not in FINISHED:
         return None
+    try:
+        return _read(cell, target)
+    except (KeyError, TypeError, ValueError) as error:  # a copy that was cut short, say
+        _log.warning("%s: its files are damaged, and it is left out (%r)", cell.run_dir, error)
+        return None
+
+
+def _read(cell: Cell, target: float | None) -> Outcome:
     result, records = read_result(cell.run_dir), _records(cell.run_dir / METRICS_FILE)
     outcome = Outcome(
         cell=cell,

@@ -21,10 +21,12 @@ from .config import Study
 from .document import Answer, Block, Code, Heading, Points, Table, Words, html, markdown
 from .figures import Picture, pictures
 from .groups import Group, axes_of, grouped, identity, label, metric_name
-from .judging import RULES, few_names
+from .judging import RULES
 from .outcomes import Outcome
 from .tables import agreed, bootstraps, comparisons, differences, metrics_of, results, sensitivities
 from .verdicts import Verdict, answer
+
+MOST_REASONS = 6  # of diverged runs, in the report
 
 
 def report(study: Study, outcomes: Sequence[Outcome], folder: Path, command: str | None = None) -> list[Path]:
@@ -171,7 +173,9 @@ def _settings(study: Study, groups: Sequence[Group]) -> list[str]:
         for group in groups
         for seed in group.failed
     }
-    found += [f"diverged: {few_names(sorted(reasons), 8)}"] if reasons else []
+    found += [f"diverged: {reason}" for reason in sorted(reasons)[:MOST_REASONS]]
+    if len(reasons) > MOST_REASONS:
+        found.append(f"diverged: {len(reasons) - MOST_REASONS} more; their result.json says how")
     found += [f"{key}: {agreed(groups, key)}" for key in ("device", "commit")]
     versions = {
         json.dumps(run.result.get("versions"), sort_keys=True) for g in groups for run in g.runs.values()

@@ -21,7 +21,7 @@ from .drawing import (
     row_height,
     rows_axes,
 )
-from .groups import TO_TARGET, Group, axes_of, label, metric_name, rate_text
+from .groups import TO_TARGET, Group, axes_of, label, metric_name, plain, rate_text
 from .judging import REPRODUCED, Comparison
 from .statistics import mean_of, wilson
 from .verdicts import Verdict
@@ -219,8 +219,10 @@ def _gains(axes: Axes, verdict: Verdict, comparisons: Sequence[Comparison], name
 
 
 def _sides(verdict: Verdict) -> str:
-    this, that = label(verdict.question.this), label(verdict.question.that)
-    return f"{fold(this)}\n{fold(f'against {that}')}"
+    this, that = verdict.question.this, verdict.question.that
+    shared = [key for key in this if key in that and plain(this[key]) == plain(that[key])]
+    names = [label({key: value for key, value in side.items() if key not in shared}) for side in (this, that)]
+    return f"{fold(names[0])}\n{fold(f'against {names[1]}')}"
 
 
 def _named(lines: Sequence[Line], groups: Sequence[Group]) -> list[str]:

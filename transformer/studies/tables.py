@@ -113,6 +113,7 @@ class Bootstraps:
     """Paired bootstraps of BLEU within seeds, each pair of runs tested once."""
 
     known: dict[tuple[str, str, str], list[Any]] = field(default_factory=dict)
+    told: set[tuple[str, str, str]] = field(default_factory=set)
 
     def rows(self, number: int, verdict: Verdict) -> list[list[str]]:
         """A row for each setting, test set and seed; none where no translations were kept."""
@@ -126,6 +127,10 @@ class Bootstraps:
         for test in tests:
             for seed in c.seeds:
                 this, that = c.this.runs[seed], c.that.runs[seed]
+                key = (this.cell.name, that.cell.name, test)
+                if key in self.told:
+                    continue  # another question's pair
+                self.told.add(key)
                 for bleu in self._tested(this, that, test):
                     scores = [
                         f"{bleu.first:.2f} ± {bleu.first_half:.2f}",
