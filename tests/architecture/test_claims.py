@@ -30,5 +30,6 @@ def test_a_verdict_is_that_of_its_questions() -> None:
     assert combined(["reproduced", "reproduced"]) == "reproduced"
     assert combined(["reproduced", "not reproduced"]) == "mixed"
     assert combined(["not reproduced", "not testable"]) == "not reproduced"
+    assert combined(["reproduced", "not testable"]) == "mixed", "part of the claim is open"
     assert combined(["not testable", "not testable"]) == "not testable at this size"
     assert combined(["reproduced", LEDGER["OPEN"]]) == LEDGER["OPEN"]
