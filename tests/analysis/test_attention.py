@@ -108,7 +108,7 @@ def test_each_attention_of_a_model_sees_what_it_may_see(batch: Batch) -> None:
     for name, parameter in model.named_parameters():
         if ".query." in name:
             parameter.data.zero_()
-    found = attention_of(model, batch)
+    found = attention_of(model, [batch])
     assert list(found) == [(n, i) for n in ("encoder self", "decoder self", "cross") for i in (1, 2)]
     sources = (batch[0] != PAD).sum(1).tolist()
     targets = (batch[2] != PAD).sum(1).tolist()
@@ -130,13 +130,30 @@ def test_a_window_narrows_what_the_decoder_sees(batch: Batch) -> None:
             parameter.data.zero_()
     targets = (batch[2] != PAD).sum(1).tolist()
     expected = sum((t - 1) * math.log(2) for t in targets) / sum(targets)
-    assert attention_of(model, batch)["decoder self", 1].entropy.tolist() == pytest.approx([expected] * 2)
+    assert attention_of(model, [batch])["decoder self", 1].entropy.tolist() == pytest.approx([expected] * 2)
+
+
+def test_batches_count_by_their_tokens() -> None:
+    """Two batches of unequal size and length give what one of all their sentences gives."""
+    one, other = random_batches(1, 4, 9, 20, seed=1)[0], random_batches(1, 2, 5, 20, seed=2)[0]
+    widths = [max(a.shape[1], b.shape[1]) for a, b in zip(one, other, strict=True)]
+    joined = [
+        torch.cat([F.pad(side, (0, width - side.shape[1]), value=PAD) for side in pair])
+        for pair, width in zip(zip(one, other, strict=True), widths, strict=True)
+    ]
+    model = build(Arm("pre", ModelConfig.model_validate(TINY)), (20, 20), 1)
+    found, expected = attention_of(model, [one, other]), attention_of(model, [tuple(joined)])
+    first = attention_of(model, [one])
+    for key, heads in expected.items():
+        for name in ("logit", "entropy", "share", "query", "key"):
+            torch.testing.assert_close(getattr(found[key], name), getattr(heads, name))
+        assert not torch.allclose(first[key].entropy, heads.entropy)
 
 
 def test_listening_leaves_the_model_as_it_was(batch: Batch) -> None:
     model = build(Arm("post", ModelConfig.model_validate({**TINY, "placement": "post"})), (20, 20), 1)
     before = model(*batch[:2])
-    attention_of(model, batch)
+    attention_of(model, [batch])
     assert torch.equal(model(*batch[:2]), before)
     assert not any(sub._forward_pre_hooks for _, sub in model.sites())
 
@@ -187,7 +204,7 @@ def test_training_logs_the_mean_of_the_heads_entropies_and_their_largest_logit(
         model.hidden(source, target_in)
     logged = monitor.read()
     assert logged is not None
-    for (name, layer), heads in attention_of(model, batch).items():
+    for (name, layer), heads in attention_of(model, [batch]).items():
         stack, prefix = ("decoder", "cross_") if name == "cross" else (name.split()[0], "")
         entropy, logit = (logged[stack][f"{prefix}{what}"][layer - 1] for what in ("entropy", "logit"))
         assert heads.entropy.mean().item() == pytest.approx(entropy, rel=1e-3)

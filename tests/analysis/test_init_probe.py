@@ -105,7 +105,8 @@ def test_equal_seeds_give_equal_findings_and_arms_of_other_depths_one_curve(tmp_
     one, other = (probe.run(deep, BATCHES[:1], SIZES, [1], lambda text: None) for _ in range(2))
     assert as_json(one) == as_json(other)
     assert json.loads(json.dumps(as_json(one), allow_nan=False)) == as_json(one)
-    assert len(one.summary) == 2
+    assert [row[:2] for row in one.summary] == [["post", "encoder"], ["post", "decoder"]]
+    assert any(words.startswith("post, last W2 of the decoder: norm ~ depth^") for words in one.words)
     assert "with one seed there is no interval" in as_text(one)
     save_figure(one, tmp_path / "init.png")
     assert (tmp_path / "init.png").stat().st_size > 10_000

@@ -17,12 +17,33 @@ def test_laws_of_layers_are_told_apart() -> None:
     assert (found.kind, found.rate) == ("linear", pytest.approx(0.9))
     found = law_of_layers([exponential, exponential])
     assert (found.kind, found.rate) == ("exponential", pytest.approx(1.8))
-    assert law_of_layers([[1.5, 1.0, 1.01, 0.99]]).kind == "constant"
+    assert law_of_layers([[1.5, 1.0, 1.01, 0.99, 1.0]]).kind == "constant"
     assert law_of_layers([[1.0, 1.0, 1.2, 1.1, 1.4]]).kind == "either"
-    assert law_of_layers([[1.0, 2.0, 4.0]]).kind == "unclear"
-    assert "too few" in law_of_layers([[1.0, 2.0, 4.0]]).words
     assert law_of_layers([[1.0, math.inf, 2.0]]).kind == "unclear"
-    assert "shrinks exponentially" in law_of_layers([[4.0, 2.0, 1.0, 0.5, 0.25]]).words
+    shrunk = law_of_layers([[4.0, 2.0, 1.0, 0.5, 0.25]])
+    assert shrunk.kind == "exponential"
+    assert "shrinks from 2 after layer 1 to 0.25 after layer 4; it looks exponential" in shrunk.words
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+@pytest.mark.parametrize("factor", [1.0, 2.0], ids=["steady", "growing"])
+def test_fewer_than_four_layers_tell_no_law(layers: int, factor: float) -> None:
+    found = law_of_layers([[1.5 * factor**l for l in range(layers + 1)]] * 2)  # noqa: E741
+    assert (found.kind, found.rate) == ("unclear", None)
+    assert "fewer than 4 layers tell no law" in found.words
+    assert "keeps" not in found.words
+
+
+def test_growth_that_a_line_with_uneven_layers_can_have_is_not_called_exponential() -> None:
+    """From layer 1 to layer L a line from 0 or above grows L times at most."""
+    uneven = [1.5, 2.2, 2.8, 3.7, 4.7, 6.2]  # of five layers; the nearer to an exponential curve
+    assert uneven[-1] / uneven[1] < 5
+    found = law_of_layers([uneven])
+    assert found.kind == "either"
+    assert "not told apart" in found.words
+    steep = [1.5 * 1.6**l for l in range(6)]  # noqa: E741
+    assert law_of_layers([steep]).kind == "exponential"
+    assert law_of_layers([steep, uneven]).kind == "either"
 
 
 def test_a_law_of_layers_is_told_where_every_seed_is_nearer_to_it() -> None:

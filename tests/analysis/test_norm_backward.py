@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
 from torch import Tensor
 
 from transformer import NORMS, PLACEMENTS
+from transformer.analysis.finding import new_figure
 from transformer.analysis.norm_backward import Listener, NormBackward, gradients, jacobian_scale, named_norms
 from transformer.analysis.setting import Arm, arms, build, mean_loss, random_batches
 from transformer.analysis.steps import keep_activations
@@ -137,6 +139,47 @@ def test_every_placement_can_be_measured() -> None:
         assert not silent or arm.label == "hyper"  # whose connections start with zeros behind a norm
     assert counted["post"] == 5
     assert counted["pre"] == 7
+
+
+def test_batches_count_by_their_tokens() -> None:
+    """Of gradients, that is; which tokens the Jacobian's number is of is another draw."""
+    pair = random_batches(2, 4, 6, 20, seed=1)
+    joined = [tuple(torch.cat(sides) for sides in zip(*pair, strict=True))]
+    base = ModelConfig.model_validate(TINY)
+    found, expected, first = (
+        NormBackward(tokens=2).run(arms(base, ["pre"]), batches, (20, 20), [1], lambda text: None)
+        for batches in (pair, joined, pair[:1])
+    )
+    for row, same, other in zip(found.rows, expected.rows, first.rows, strict=True):
+        assert row[2:7] == pytest.approx(same[2:7], rel=1e-3, abs=1e-5)
+        assert row[2:7] != pytest.approx(other[2:7], rel=1e-3, abs=1e-5)
+
+
+def test_a_learned_eps_is_read_without_a_warning() -> None:
+    batches = random_batches(1, 3, 6, 20, seed=1)
+    base = ModelConfig.model_validate({**TINY, "norm_options": {"learn_eps": True}, "norm": "frn"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NormBackward(tokens=2).run(arms(base, ["pre"]), batches, (20, 20), [1], lambda text: None)
+
+
+def test_the_figure_counts_the_norms_of_each_stack_by_itself() -> None:
+    """Post-LN's encoder has two norms and Pre-LN's three: the decoder's begin at 1 for both."""
+    pytest.importorskip("matplotlib")
+    chosen = arms(ModelConfig.model_validate(TINY), ["post", "pre"])
+    batches = random_batches(1, 3, 6, 20, seed=1)
+    finding = NormBackward(tokens=2, iterations=2).run(chosen, batches, (20, 20), [1], lambda text: None)
+    figure = new_figure()
+    assert finding.draw is not None
+    finding.draw(figure)
+    places = {
+        axes.get_title(loc="left"): [
+            list(line.get_xdata()) for line in axes.lines if line.get_label()[0] != "_"
+        ]
+        for axes in figure.axes
+    }
+    assert places["encoder: share of its variance taken away"] == [[1, 2], [1, 2, 3]]
+    assert places["decoder: share of its variance taken away"] == [[1, 2, 3], [1, 2, 3, 4]]
 
 
 def test_norms_over_sentences_have_no_numbers_of_a_token() -> None:

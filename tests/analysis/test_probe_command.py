@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ from transformer.analysis.setting import Arm
 from transformer.analysis.stream import StreamProbe
 from transformer.cli.probe import main as probe
 from transformer.cli.resolve import run_config
+from transformer.cli.result import commit
 from transformer.cli.train import main as train
+from transformer.core.options import options
+from transformer.core.signature import options_of
+from transformer.model.config import ModelConfig
 
 TINY = """\
 data:
@@ -62,7 +67,9 @@ def test_it_prints_the_table_and_writes_json_and_figure(
     assert "last W2 of the decoder: norm ~ depth^" in out
     found = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert found["facts"]["seeds"] == [1, 5]
-    assert found["facts"]["arms"] == [{"label": "post", "weights": None}, {"label": "pre", "weights": None}]
+    for arm, name in zip(found["facts"]["arms"], ("post", "pre"), strict=True):
+        assert (arm["label"], arm["weights"]) == (name, None)
+        assert (arm["model"]["placement"], arm["model"]["encoder_layers"]) == (name, 2)
     assert found["facts"]["setting"]["batches"] == 4
     assert "batches of dL/dW" in found["facts"]["statistic"]
     assert len(found["rows"]) == 8
@@ -93,8 +100,75 @@ def test_without_a_configuration_the_model_is_small_and_what_is_set_comes_on_top
     words = ["stream", "--random", "--tokens", "30", "--seeds", "1", "--set", "data.tokenizer.vocab_size=30"]
     words += ["--json", str(tmp_path / "x.json"), "--set", "model.d_ff=64", "--depths", "2"]
     assert probe(words) == 0
-    model = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["facts"]["model"]
-    assert (model["d_model"], model["heads"], model["d_ff"], model["encoder_layers"]) == (128, 4, 64, 6)
+    (arm,) = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["facts"]["arms"]
+    model = arm["model"]
+    assert (model["d_model"], model["heads"], model["d_ff"], model["encoder_layers"]) == (128, 4, 64, 2)
+
+
+def test_the_json_says_what_each_arm_was_with_its_options(tmp_path: Path) -> None:
+    words = ["stream", "--random", "--tokens", "30", "--seeds", "1", "--set", "data.tokenizer.vocab_size=30"]
+    words += [
+        "--placements",
+        "pre,rskip",
+        "--norms",
+        "rms",
+        "--depths",
+        "1,2",
+        "--set",
+        "model.placement=rskip",
+    ]
+    assert (
+        probe([*words, "--set", "model.placement_options={times: 3}", "--json", str(tmp_path / "x.json")])
+        == 0
+    )
+    arms = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["facts"]["arms"]
+    assert [arm["label"] for arm in arms] == ["pre 1+1", "pre 2+2", "rskip 1+1", "rskip 2+2"]
+    assert [arm["model"]["decoder_layers"] for arm in arms] == [1, 2, 1, 2]
+    assert {arm["model"]["norm"] for arm in arms} == {"rms"}
+    assert arms[0]["model"]["placement_options"] == {}
+    assert arms[-1]["options"]["placement.rskip"]["times"] == 3
+    assert ModelConfig.model_validate(arms[-1]["model"]).placement_options == {"times": 3}
+
+
+def test_the_json_says_what_it_takes_to_repeat_it(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    words = ["max-lr", "--random", "--tokens", "8", "--length", "6", "--seeds", "2", "--batches", "3"]
+    words += ["--set", "probe.steps=4", "--set", "probe.window=2", "--set", "probe.bottom=1e-4"]
+    words += ["--set", "seed=7", "--set", "data.tokenizer.vocab_size=30", "--json", str(file)]
+    assert probe(words) == 0
+    facts = json.loads(file.read_text(encoding="utf-8"))["facts"]
+    assert facts["command"].endswith(shlex.join(["probe", *words]))
+    assert facts["commit"] == commit()
+    assert facts["seeds"] == [1, 2]
+    setting = {"seed": 7, "length": 6, "batch_tokens": 8, "batches": 3, "of": "random tokens"}
+    assert facts["setting"] | setting == facts["setting"]
+    assert set(facts["options"]) == {option.key for option in options(options_of(PROBES["max-lr"]))}
+    assert (facts["options"]["bottom"], facts["options"]["top"]) == (1e-4, 1.0)
+    assert len(facts["rates"]) == 4
+    assert facts["rates"][-1] == pytest.approx(1.0)
+    assert all(len(losses) <= 4 for losses in facts["curves"].values())
+
+
+@pytest.mark.parametrize("name", [name for name in PROBES if name != "max-lr"])  # whose table is by seed
+def test_the_json_has_the_numbers_of_each_seed(name: str, tmp_path: Path) -> None:
+    words = [name, "--random", "--tokens", "30", "--batches", "2", "--placements", "pre", "--depths", "1"]
+    words += ["--set", "data.tokenizer.vocab_size=30", "--set", "model.d_model=8", "--set", "model.d_ff=8"]
+    words += {"update": ["--set", "probe.updates=2"], "init": ["--set", "probe.depths=[]"]}.get(name, [])
+    words += ["--set", "probe.updates=1"] if name == "sharpness" else []
+    found = []
+    for seeds in ("2,5", "5,"):
+        assert probe([*words, "--seeds", seeds, "--json", str(tmp_path / "x.json")]) == 0
+        found.append(json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["facts"]["by_seed"])
+    both, last = found
+    assert both
+    for two, one in zip(both, last, strict=True):
+        for key, value in one.items():
+            if isinstance(value, list):
+                assert len(two[key]) == 2
+                assert two[key][1:] == value
+                assert two[key][0] != value[0] or value[0] in (None, 0.0) or not isinstance(value[0], float)
+            else:
+                assert two[key] == value
 
 
 def test_a_plan_with_commas_is_one_arm(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,6 +156,20 @@ def test_a_run_that_learns_nothing_has_no_largest_rate(arm: Arm, batches: list[B
     assert any("tiny 1 of 1. These runs trained at no rate" in word for word in finding.words)
 
 
+def test_what_was_reached_is_told_by_the_number_that_decides(arm: Arm, batches: list[Batch]) -> None:
+    """One easy batch may be below 0.95 of the level in a run that learned nothing: medians of five decide."""
+    finding = MaxRate(top=1e-2, bottom=1e-5, steps=40).run(
+        [arm], batches, (30, 30), [1, 2], lambda text: None
+    )
+    level = finding.facts["unigram_level"]
+    for row, losses in zip(finding.rows, finding.facts["curves"].values(), strict=True):
+        assert finding.columns[-1] == "lowest median"
+        medians = [sorted(losses[i : i + 5])[2] for i in range(len(losses) - 4)]
+        assert row[-1] == pytest.approx(min(medians))
+        assert (row[2] is None) == (row[-1] > 0.95 * level)
+    assert any("median of 5 in a row" in words for words in finding.words)
+
+
 @pytest.mark.parametrize(("top", "bottom"), [(100.0, 1.0), (1e32, 1e28)])
 def test_a_run_that_blows_up_before_it_learns_has_no_largest_rate(
     top: float, bottom: float, arm: Arm, batches: list[Batch]

@@ -16,6 +16,8 @@ from transformer.core.errors import ConfigError
 from transformer.core.loading import load
 from transformer.core.signature import options_of
 from transformer.model.config import ModelConfig
+from transformer.training.checkpoint import write_weights
+from transformer.training.passes import copied
 
 SIZES = (30, 30)
 BASE = ModelConfig.model_validate({"d_model": 32, "heads": 2, "d_ff": 64})
@@ -77,7 +79,7 @@ def test_one_linear_map_is_as_sensitive_as_its_dimensions_say() -> None:
 def test_the_outputs_leave_out_padding(batches: list[Batch]) -> None:
     (arm,) = arms(BASE, ["pre"], [], [1])
     source, _, target_out = batches[0]
-    memory, hidden = outputs(build(arm, SIZES, 1), batches[0])
+    memory, hidden = outputs(build(arm, SIZES, 1), batches)
     assert len(memory) == int((source != 0).sum()) < source.numel()
     assert len(hidden) == int((target_out != 0).sum())
 
@@ -112,6 +114,28 @@ def test_a_label_without_a_depth_is_its_own_family(batches: list[Batch]) -> None
     finding = Sensitivity(draws=1).run([Arm("pre", config)], batches, SIZES, [1], lambda text: None)
     assert finding.summary == []
     assert any("four depths" in word or "4 depths" in word for word in finding.words)
+
+
+def test_all_batches_count_by_their_tokens() -> None:
+    chosen = arms(BASE, ["pre"], [], [1])
+    pair = random_batches(2, 4, 8, 30, seed=1)
+    joined = [tuple(torch.cat(sides) for sides in zip(*pair, strict=True))]
+
+    def value(batches: list[Batch]) -> float:
+        finding = Sensitivity(draws=1).run(chosen, batches, SIZES, [1], lambda text: None)
+        return float(finding.rows[1][3])
+
+    assert value(pair) == pytest.approx(value(joined), rel=1e-4)
+    assert value(pair) != pytest.approx(value(pair[:1]), rel=1e-4)
+
+
+def test_trained_weights_get_no_advice_that_would_drop_them(batches: list[Batch], tmp_path: Path) -> None:
+    config = BASE.model_copy(update={"encoder_layers": 1, "decoder_layers": 1})
+    model = build(Arm("pre", config), SIZES, 1)
+    write_weights(tmp_path / "model.safetensors", copied(model), {})
+    trained = Arm("pre, run", config, tmp_path / "model.safetensors")
+    finding = Sensitivity(draws=1).run([trained], batches, SIZES, [1], lambda text: None)
+    assert "--depths" not in " ".join(finding.words)
 
 
 def test_without_movement_there_is_no_law_and_no_nan(batches: list[Batch], tmp_path: Path) -> None:

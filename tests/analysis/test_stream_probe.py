@@ -129,7 +129,7 @@ def test_a_stream_that_doubles_without_a_norm_grows_exponentially() -> None:
     summary = dict(zip(finding.summary_columns, finding.summary[0], strict=True))
     assert summary["law"] == "exponential"
     assert summary["rate"] > 2**4  # two sites a layer, each with at least (2 x)^2
-    assert "grows exponentially" in as_text(finding)
+    assert "it looks exponential" in as_text(finding)
 
 
 def test_the_stack_without_layers_is_left_out_and_the_figure_is_drawn(tmp_path: Path) -> None:
@@ -156,6 +156,23 @@ def test_the_stream_that_leaves_a_layer_is_the_one_that_training_logs(placement:
     for stack, found in watch(model, BATCHES[:1]).items():
         above = [reading.stream for reading in found if reading.opens_layer][1:]
         assert above == pytest.approx(logged[stack]["stream"], rel=1e-3)
+
+
+def test_pre_ln_is_not_called_exponential() -> None:
+    """Its stream is a sum: what a layer adds is of one size, with some chance. These seeds once passed."""
+    base = ModelConfig.model_validate({**SMALL["model"], "encoder_layers": 4, "decoder_layers": 4})
+    batches = random_batches(4, 42, 24, 2000, seed=1)
+    finding = StreamProbe().run(arms(base, ["pre"]), batches, (2000, 2000), [4, 5, 6], lambda text: None)
+    assert "exponential" not in [row[finding.summary_columns.index("law")] for row in finding.summary]
+
+
+def test_the_numbers_of_each_seed_are_kept() -> None:
+    two, one = (
+        StreamProbe().run([arm("pre")], BATCHES, SIZES, seeds, lambda text: None) for seeds in ([3, 4], [4])
+    )
+    for record, row in zip(two.facts["by_seed"], one.rows, strict=True):
+        assert list(record)[:4] == ["arm", "stack", "layer", "part"]
+        assert [*list(record.values())[:4], *(v[1] for v in list(record.values())[4:])] == row
 
 
 def test_the_model_that_is_measured_by_default_is_deep_enough_for_a_law() -> None:

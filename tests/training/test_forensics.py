@@ -18,7 +18,7 @@ from transformer.core.special import PAD
 from transformer.data.batching import collate
 from transformer.training.checkpoint import read_weights
 from transformer.training.history import Line, last_spike, read_past
-from transformer.training.inspection import describe, ill_formed
+from transformer.training.inspection import describe, ill_formed, not_finite
 from transformer.training.passes import copied
 from transformer.training.trainer import Trainer
 
@@ -198,6 +198,45 @@ def test_weights_beyond_the_largest_number_are_found_where_only_validation_sees_
     trainer.schedule.learning_rate = lambda update: rate(update) * (1 if update < 4 else 1e43)
     found = ended(trainer)
     assert (found["class"], found["update"], found["first"]["pass"]) == ("exploded", 4, "update")
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weights_that_are_huge_and_finite_are_looked_at_on_the_batch(
+    optimizer: str, placement: str, workshop: Any
+) -> None:
+    """A validation is the first to meet them: the update's own passes and its weights are finite."""
+    options = {"updates": 4, "validate_every": 4, "log_every": 50, "optimizer": optimizer, "clip": 0}
+    trainer = workshop.trainer(model=workshop.model(placement=placement, dropout=0.0), **options)
+    rate = trainer.schedule.learning_rate
+    trainer.schedule.learning_rate = lambda update: rate(update) * (1 if update < 4 else 1e26)
+    found = ended(trainer)
+    assert not not_finite(trainer.model)
+    assert (found["class"], found["update"], found["first"]["pass"]) == ("exploded", 4, "forward")
+    assert "with the new weights" in found["first"]["words"]
+    assert found["replayed"] == {"from": 0, "updates": 3, "same": True}
+    assert "not in weights and batch" not in found["words"]
+
+
+def test_weights_that_grew_and_leave_the_batch_finite_are_an_explosion(workshop: Any) -> None:
+    """Its logits overflow in another batch only, as the validation says here."""
+    seen = iter([{"loss": math.inf}])
+    model = workshop.model(placement="pre", dropout=0.0)
+    options = {"updates": 4, "validate_every": 4, "log_every": 50, "optimizer": "sgd", "clip": 0}
+    trainer = workshop.trainer(model=model, validate=lambda model: next(seen), **options)
+    rate = trainer.schedule.learning_rate
+    trainer.schedule.learning_rate = lambda update: rate(update) * (1 if update < 4 else 1e6)
+    found = ended(trainer)
+    assert (found["class"], found["update"], found["first"]) == ("exploded", 4, None)
+    assert "times as large as with the weights after update 0" in found["words"]
+    assert "not in weights and batch" not in found["words"]
+
+
+def test_a_validation_alone_that_is_not_finite_is_unclear(workshop: Any) -> None:
+    trainer = workshop.trainer(updates=4, validate=lambda model: {"loss": math.inf})
+    found = ended(trainer)
+    assert (found["class"], found["first"], found["replayed"]["same"]) == ("unclear", None, False)
+    assert "run again, the update was finite: what broke it is not in weights and batch" in found["words"]
 
 
 # --- never started, collapsed

@@ -18,7 +18,7 @@ from ..model.transformer import Transformer
 from ..modules.attention import MultiHeadAttention
 from ..modules.masks import causal_mask
 from ..modules.placements import Placement
-from .finding import Finding, look
+from .finding import Finding, by_seed, look
 from .registry import PROBES, Probe, Say
 from .setting import Arm, Batch, build
 
@@ -36,7 +36,8 @@ class Heads:
     `logit`: the largest q k / sqrt(K) of a real query and a key it may see. `entropy`: - sum p ln p in nats,
     mean over real queries. `share`: the same divided by ln n, n the keys that the query sees, mean over those
     that see more than one; 1 is uniform. `query`, `key`: mean length ||q||, ||k|| over real tokens, after
-    their norms where there are such.
+    their norms where there are such. `tokens`: how many queries, queries that see more than one key, and keys
+    these are means over.
     """
 
     logit: Tensor
@@ -44,6 +45,10 @@ class Heads:
     share: Tensor
     query: Tensor
     key: Tensor
+    tokens: tuple[int, int, int]
+
+
+STATISTICS = ("logit", "entropy", "share", "query", "key")
 
 
 def head_statistics(query: Tensor, key: Tensor, visible: Tensor, real: Tensor, known: Tensor) -> Heads:
@@ -58,13 +63,32 @@ def head_statistics(query: Tensor, key: Tensor, visible: Tensor, real: Tensor, k
     weights = logits.softmax(-1)
     entropy = torch.special.entr(weights).sum(-1)  # (B, H, T)
     keys = visible.sum(-1).to(entropy.dtype)  # (B, 1, T)
-    asked, choosing = real[:, None], real[:, None] & (keys > 1)
+    asked, choosing, held = real[:, None], real[:, None] & (keys > 1), known[:, None]
     return Heads(
         logits.masked_fill(~asked[..., None], -math.inf).amax((0, 2, 3)),
         _over(entropy, asked),
         _over(entropy / keys.clamp(min=2).log(), choosing),
         _over(torch.linalg.vector_norm(query, dim=-1), asked),
-        _over(torch.linalg.vector_norm(key, dim=-1), known[:, None]),
+        _over(torch.linalg.vector_norm(key, dim=-1), held),
+        (int(asked.sum()), int(choosing.sum()), int(held.sum())),
+    )
+
+
+def together(parts: Sequence[Heads]) -> Heads:
+    """Of batches, or of seeds on the same ones: means over all tokens, and the largest of the logits."""
+    queries, choosing, keys = zip(*(part.tokens for part in parts), strict=True)
+
+    def over(name: str, counts: Sequence[int]) -> Tensor:
+        total = torch.stack([getattr(part, name) * n for part, n in zip(parts, counts, strict=True)]).sum(0)
+        return total / max(sum(counts), 1)
+
+    return Heads(
+        torch.stack([part.logit for part in parts]).amax(0),
+        over("entropy", queries),
+        over("share", choosing),
+        over("query", queries),
+        over("key", keys),
+        (sum(queries), sum(choosing), sum(keys)),
     )
 
 
@@ -82,11 +106,10 @@ def projected(module: MultiHeadAttention, x: Tensor, memory: Tensor) -> tuple[Te
 
 
 @torch.no_grad()
-def attention_of(model: Transformer, batch: Batch) -> dict[Key, Heads]:
-    """Statistics of every attention of the model on a batch: encoder's, decoder's and cross apart."""
-    source, target_in, target_out = batch
-    real = {"encoder": source != PAD, "decoder": target_out != PAD}
-    found: dict[Key, Heads] = {}
+def attention_of(model: Transformer, batches: Sequence[Batch]) -> dict[Key, Heads]:
+    """Statistics of every attention of the model on the batches: encoder's, decoder's and cross apart."""
+    real: dict[str, Tensor] = {}
+    found: dict[Key, list[Heads]] = {}
 
     def listen(placement: Placement) -> Any:
         site = placement.site
@@ -101,7 +124,8 @@ def attention_of(model: Transformer, batch: Batch) -> dict[Key, Heads]:
             visible = known[:, None, None, :] if mask is None else mask
             name = "cross" if site.is_cross_attention else f"{site.stack} self"
             query, key = projected(module, x, memory)
-            found[name, site.layer + 1] = head_statistics(query, key, visible, real[site.stack], known)
+            of = head_statistics(query, key, visible, real[site.stack], known)
+            found.setdefault((name, site.layer + 1), []).append(of)
 
         return hook
 
@@ -110,10 +134,14 @@ def attention_of(model: Transformer, batch: Batch) -> dict[Key, Heads]:
         for placement, sublayer in model.sites()
         if isinstance(sublayer, MultiHeadAttention)
     ]
-    model.hidden(source, target_in)
+    for source, target_in, target_out in batches:
+        real |= {"encoder": source != PAD, "decoder": target_out != PAD}
+        model.hidden(source, target_in)
     for hook in hooks:
         hook.remove()
-    return {key: found[key] for key in sorted(found, key=lambda key: (ATTENTIONS.index(key[0]), key[1]))}
+    return {
+        key: together(found[key]) for key in sorted(found, key=lambda key: (ATTENTIONS.index(key[0]), key[1]))
+    }
 
 
 @PROBES.register(
@@ -124,7 +152,7 @@ def attention_of(model: Transformer, batch: Batch) -> dict[Key, Heads]:
 )
 @final
 class Attention(Probe):
-    """Largest logit, entropy of the rows and lengths of queries and keys, of each attention on one batch.
+    """Largest logit, entropy of the rows and lengths of queries and keys, of each attention.
 
     The entropy's share of ln n, n the keys a query sees, is 1 for uniform attention and 0 for one that looks
     at a single token. Mean over seeds; the largest logit is that of all seeds.
@@ -146,12 +174,16 @@ class Attention(Probe):
         say: Say,
     ) -> Finding:
         found: dict[str, dict[Key, Heads]] = {}
+        records: list[dict[str, Any]] = []
         for arm in arms:
             runs = []
             for seed in seeds:
-                runs.append(attention_of(build(arm, sizes, seed, batches[0]), batches[0]))
+                runs.append(attention_of(build(arm, sizes, seed, batches[0]), batches))
                 say(f"{arm.label}, seed {seed}: {len(runs[-1])} attentions")
-            found[arm.label] = {key: _together([run[key] for run in runs]) for key in runs[0]}
+            found[arm.label] = {key: together([run[key] for run in runs]) for key in runs[0]}
+            places = ("arm", "attention", "layer", "head")
+            tables = [_by_head(arm.label, run) for run in runs]
+            records += by_seed((*places, *STATISTICS), len(places), tables)
         rows = [
             row
             for label, heads in found.items()
@@ -173,11 +205,7 @@ class Attention(Probe):
                 *_words(found),
             ],
             {
-                "seeds": list(seeds),
-                "heads": {
-                    label: {f"{name} {layer}": _plain(h) for (name, layer), h in heads.items()}
-                    for label, heads in found.items()
-                },
+                "by_seed": records,
                 "definition": " ".join((Heads.__doc__ or "").split()),
             },
             partial(_draw, found),
@@ -198,14 +226,12 @@ class Attention(Probe):
         return [[label, *key, heads.logit.max().item(), *middle, heads.share.min().item(), *lengths]]
 
 
-def _together(runs: Sequence[Heads]) -> Heads:
-    """Means over seeds; of the largest logit the largest."""
-    means = (torch.stack([getattr(r, n) for r in runs]).mean(0) for n in ("entropy", "share", "query", "key"))
-    return Heads(torch.stack([run.logit for run in runs]).amax(0), *means)
-
-
-def _plain(heads: Heads) -> dict[str, list[float]]:
-    return {name: getattr(heads, name).tolist() for name in ("logit", "entropy", "share", "query", "key")}
+def _by_head(label: str, run: dict[Key, Heads]) -> list[list[Any]]:
+    return [
+        [label, *key, head + 1, *(getattr(heads, name)[head].item() for name in STATISTICS)]
+        for key, heads in run.items()
+        for head in range(len(heads.logit))
+    ]
 
 
 def _summary(label: str, heads: dict[Key, Heads]) -> list[list[Any]]:

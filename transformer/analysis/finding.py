@@ -24,9 +24,10 @@ FORMATS = ("png", "svg", "pdf")
 
 @dataclass(frozen=True)
 class Finding:
-    """A table with its summary, sentences about both, and the facts it takes to repeat it.
+    """A table with its summary, sentences about both, and the facts behind them.
 
-    `facts` hold settings, seeds and the definition of the statistic. `draw` draws into an empty figure.
+    `facts` hold the definition of the statistic and its numbers seed by seed; what else it takes to repeat a
+    measurement is the same for all of them, and the command adds it. `draw` draws into an empty figure.
     """
 
     name: str
@@ -37,6 +38,24 @@ class Finding:
     words: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     draw: Callable[[Figure], None] | None = None
+
+
+def by_seed(
+    columns: Sequence[str], places: int, tables: Sequence[Sequence[Sequence[Any]]]
+) -> list[dict[str, Any]]:
+    """Make a record of each row: its places as they are, each number as a list in the order of the seeds.
+
+    `tables` has the rows of each seed; their first `places` columns say what a row is about, and are the same
+    for all.
+    """
+    records = []
+    for same in zip(*tables, strict=True):
+        assert all(row[:places] == same[0][:places] for row in same)
+        record = dict(zip(columns[:places], same[0], strict=False))
+        records.append(
+            record | {name: [row[i] for row in same] for i, name in enumerate(columns) if i >= places}
+        )
+    return records
 
 
 def as_text(finding: Finding) -> str:

@@ -161,7 +161,6 @@ class InitProbe(Probe):
         names = list(dict.fromkeys(name for norms in layers.values() for _, _, name in norms))
         facts = {
             "statistic": STATISTIC,
-            "seeds": list(seeds),
             "batches": {"by layer": len(batches), "against depth": min(self.depth_batches, len(batches))},
             "by_seed": [
                 {"arm": label, "stack": stack, "layer": layer, "matrix": name, "norms": norms}
@@ -220,9 +219,9 @@ class InitProbe(Probe):
             key = deep[0].config.model_dump_json()
             if key in lines:
                 continue
-            drawn = {stack: DepthLine(arm.label, stack, self.depths) for stack in STACKS}
+            drawn = {stack: DepthLine(arm.family, stack, self.depths) for stack in STACKS}
             for seed in seeds:
-                say(f"{arm.label}: depths {', '.join(map(str, self.depths))}, seed {seed}")
+                say(f"{arm.family}: depths {', '.join(map(str, self.depths))}, seed {seed}")
                 norms = [last_norms(build(one, sizes, seed, batches[0]), batches) for one in deep]
                 for stack, line in drawn.items():
                     line.by_seed.append([norm[stack] for norm in norms])

@@ -27,34 +27,41 @@ class LayerLaw:
 def law_of_layers(by_seed: Sequence[Sequence[float]]) -> LayerLaw:
     """The law of m_1, m_2, ... in each seed's m_0, m_1, ...: the first layer may rescale m_0, the embedding.
 
-    Lines are fitted to m and to ln m by least squares; of the means over seeds, a spread below 10 % is
-    constant, and fewer than four values tell nothing else. A line or an exponential curve is told where its
-    squared error in m is smaller by a factor of four for the means, and smaller for every seed alone; else
-    either.
+    Fewer than four layers tell no law. A spread of the means over seeds below 10 % is constant. Lines are
+    fitted to m and to ln m by least squares; a line or an exponential curve is told where its squared error
+    in m is smaller by a factor of four for the means, and smaller for every seed alone; else either.
+
+    Over that an exponential curve has to grow, or shrink, more than L times from layer 1 to layer L, in every
+    seed. A line with m_0 >= 0 cannot: (m_0 + L c) / (m_0 + c) <= L; nor, shrinking, one
+    that would stay above 0 for a layer more. What grows less may be a line whose
+    layers add unequally, and of a few layers that is often the nearer to an exponential curve by chance.
     """
     seeds = [list(values[1:]) for values in by_seed]
     if not all(0 < value < math.inf for m in seeds for value in m):
         return LayerLaw("unclear", None, None, "the stream is zero or not finite")
     m = [mean(same) for same in zip(*seeds, strict=True)]
-    if not m or _steady(m):
-        level = mean(m) if m else mean([values[0] for values in by_seed])
-        return LayerLaw("constant", 0.0, None, f"the stream keeps its mean square, {level:.3g}")
+    if len(m) < FEWEST:
+        level = f"the mean square is {m[-1]:.3g} at the top; " if m else ""
+        return LayerLaw("unclear", None, None, f"{level}fewer than {FEWEST} layers tell no law")
+    if _steady(m):
+        return LayerLaw("constant", 0.0, None, f"the stream keeps its mean square, {mean(m):.3g}")
     ends = f"from {m[0]:.3g} after layer 1 to {m[-1]:.3g} after layer {len(m)}"
     verb = "grows" if m[-1] > m[0] else "shrinks"
-    if len(m) < FEWEST:
-        return LayerLaw("unclear", None, None, f"the stream {verb} {ends}; too few layers to tell how")
     layers = list(range(1, len(m) + 1))
     start, slope = line(layers, m)
     factor = math.exp(line(layers, [math.log(value) for value in m])[1])
     fits = _line_and_exponential(layers, m)
-    if not _told_apart(fits, [_line_and_exponential(layers, one) for one in seeds]):
+    curved = fits[1] > fits[0]
+    if not _told_apart(fits, [_line_and_exponential(layers, one) for one in seeds]) or (
+        curved and not all(_beyond_a_line(one) for one in seeds)
+    ):
         law = f"a line (R^2 {fits[0]:.3f}) and an exponential curve (R^2 {fits[1]:.3f}) are not told apart"
         return LayerLaw("either", slope, fits[0], f"the stream {verb} {ends}; {law}")
-    if fits[0] > fits[1]:
+    if not curved:
         law = f"{start:.3g} {'+' if slope > 0 else '-'} {abs(slope):.3g} l (R^2 {fits[0]:.3f})"
-        return LayerLaw("linear", slope, fits[0], f"the stream {verb} linearly, {law}, {ends}")
+        return LayerLaw("linear", slope, fits[0], f"the stream {verb} {ends}; it looks linear, {law}")
     law = f"times {factor:.3g} a layer (R^2 {fits[1]:.3f})"
-    return LayerLaw("exponential", factor, fits[1], f"the stream {verb} exponentially, {law}, {ends}")
+    return LayerLaw("exponential", factor, fits[1], f"the stream {verb} {ends}; it looks exponential, {law}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,11 @@ def _straight(x: Sequence[float], y: Sequence[float]) -> float:
 
 def _steady(values: Sequence[float]) -> bool:
     return max(values) - min(values) <= STEADY * mean(values)
+
+
+def _beyond_a_line(m: Sequence[float]) -> bool:
+    """Do L layers change m more than L times from the first to the last?"""
+    return max(m[-1] / m[0], m[0] / m[-1]) > len(m)
 
 
 def _told_apart(of_means: tuple[float, float], by_seed: Sequence[tuple[float, float]]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import mean, median
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, final
+from typing import Annotated, Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from ..core.configuration import Count
 from ..core.seeding import derive_seed
 from ..core.signature import Doc
+from ..core.special import PAD
 from ..model.transformer import Transformer
 from ..modules.norms import Norm
-from .finding import Finding, look
+from .finding import Finding, by_seed
+from .norm_backward_figure import draw
 from .registry import PROBES, Probe, Say
 from .setting import Arm, Batch, build, mean_loss
 from .steps import keep_activations
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+COLUMNS = ["arm", "norm", "mean in", "mean out", "variance in", "variance out", "taken", "jacobian"]
+MEANS = ("mean_in", "mean_out", "variance_in", "variance_out")
 TAKES = 1e-4  # the share of the variance from which a norm takes some: float32's rounding is far below
 Passage: TypeAlias = tuple[Tensor, Tensor, Tensor]  # x, dL/dy, dL/dx through the norm alone: (n, D) each
 
@@ -132,16 +133,39 @@ class Measured:
     """One norm of one arm, over the seeds."""
 
     name: str
-    statistics: list[Gradients] = field(default_factory=list)
-    jacobian: list[float] = field(default_factory=list)
+    statistics: dict[int, Gradients] = field(default_factory=dict)
+    jacobians: dict[int, list[float]] = field(default_factory=dict)
 
     @property
     def of_tokens(self) -> bool:
         """Does the norm see one token at a time? Only then do `taken` and the Jacobian mean anything."""
-        return bool(self.jacobian)
+        return bool(self.jacobians)
+
+    @property
+    def stack(self) -> str:
+        return self.name.partition(" ")[0]
+
+    @property
+    def jacobian(self) -> float:
+        """The median over tokens and seeds."""
+        return median(scale for scales in self.jacobians.values() for scale in scales)
 
     def mean(self, statistic: str) -> float:
-        return float(mean(getattr(each, statistic) for each in self.statistics))
+        return float(mean(getattr(each, statistic) for each in self.statistics.values()))
+
+    def row(self, label: str) -> list[Any]:
+        """The table's row; without numbers where no gradient came."""
+        taken, scale = (self.mean("taken"), self.jacobian) if self.of_tokens else (None, None)
+        means = map(self.mean, MEANS) if self.statistics else [None] * len(MEANS)
+        return [label, self.name, *means, taken, scale]
+
+    def of(self, seed: int) -> Measured:
+        """The same norm, of one seed alone."""
+        return Measured(
+            self.name,
+            {s: each for s, each in self.statistics.items() if s == seed},
+            {s: each for s, each in self.jacobians.items() if s == seed},
+        )
 
 
 @PROBES.register(
@@ -178,24 +202,13 @@ class NormBackward(Probe):
         seeds: Sequence[int],
         say: Say,
     ) -> Finding:
-        every = {arm.label: self._arm(arm, batches[0], sizes, seeds, say) for arm in arms}
+        every = {arm.label: self._arm(arm, batches, sizes, seeds, say) for arm in arms}
         found = {label: [norm for norm in norms if norm.statistics] for label, norms in every.items()}
         silent = {label: [n.name for n in norms if not n.statistics] for label, norms in every.items()}
-        rows = [
-            [
-                label,
-                norm.name,
-                *map(norm.mean, ("mean_in", "mean_out", "variance_in", "variance_out")),
-                norm.mean("taken") if norm.of_tokens else None,
-                median(norm.jacobian) if norm.of_tokens else None,
-            ]
-            for label, norms in found.items()
-            for norm in norms
-        ]
         return Finding(
             "norm-backward",
-            ["arm", "norm", "mean in", "mean out", "variance in", "variance out", "taken", "jacobian"],
-            rows,
+            COLUMNS,
+            [norm.row(label) for label, norms in found.items() for norm in norms],
             ["arm", "norms", "largest mean out", "taken from", "to", "jacobian from", "to"],
             [_summary(label, norms) for label, norms in found.items()],
             [
@@ -209,35 +222,42 @@ class NormBackward(Probe):
                 ),
             ],
             {
-                "seeds": list(seeds),
                 "without_gradient": silent,
-                "tokens": self.tokens,
-                "iterations": self.iterations,
+                "by_seed": [
+                    record
+                    for label, norms in found.items()
+                    for record in by_seed(
+                        COLUMNS, 2, [[norm.of(seed).row(label) for norm in norms] for seed in seeds]
+                    )
+                ],
                 "definition": " ".join((Gradients.__doc__ or "").split()),
             },
-            partial(_draw, found),
+            partial(draw, found),
         )
 
     def _arm(
-        self, arm: Arm, batch: Batch, sizes: tuple[int, int], seeds: Sequence[int], say: Say
+        self, arm: Arm, batches: list[Batch], sizes: tuple[int, int], seeds: Sequence[int], say: Say
     ) -> list[Measured]:
         measured: dict[str, Measured] = {}
+        counts = [int((target_out != PAD).sum()) for _, _, target_out in batches]
         for seed in seeds:
-            model = build(arm, sizes, seed, batch)
+            model = build(arm, sizes, seed, batches[0])
             keep_activations(model)
             norms = list(named_norms(model))
             listeners = [Listener(norm) for _, norm in norms]
-            mean_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            for batch, count in zip(batches, counts, strict=True):  # the loss of a token of all batches
+                (mean_loss(model, batch) * count / sum(counts)).backward()  # type: ignore[no-untyped-call]
             for (name, norm), listener in zip(norms, listeners, strict=True):
                 passage, one = listener.stop(), measured.setdefault(name, Measured(name))
                 if passage is None:
                     continue
-                one.statistics.append(gradients(passage, float(getattr(norm, "eps", 0.0))))
+                eps = torch.as_tensor(getattr(norm, "eps", 0.0)).detach().item()  # some norms learn theirs
+                one.statistics[seed] = gradients(passage, eps)
                 if norm.span == "token":
                     draws = torch.Generator().manual_seed(derive_seed(seed, name))
                     x = passage[0][torch.randperm(len(passage[0]), generator=draws)[: self.tokens]]
                     start = torch.randn(x.shape, generator=draws).to(x)
-                    one.jacobian += jacobian_scale(norm, x, start, self.iterations).tolist()
+                    one.jacobians[seed] = jacobian_scale(norm, x, start, self.iterations).tolist()
             say(f"{arm.label}, seed {seed}: {len(norms)} norms")
         return list(measured.values())
 
@@ -246,7 +266,7 @@ def _summary(label: str, norms: Sequence[Measured]) -> list[Any]:
     if not norms:
         return [label, 0, None, None, None, None, None]
     known = [norm for norm in norms if norm.of_tokens]
-    taken, scales = [norm.mean("taken") for norm in known], [median(norm.jacobian) for norm in known]
+    taken, scales = [norm.mean("taken") for norm in known], [norm.jacobian for norm in known]
     ends = [min(taken), max(taken), min(scales), max(scales)] if known else [None] * 4
     largest = max(norm.mean("mean_out") for norm in norms)
     return [label, len(norms), largest, *ends]
@@ -265,31 +285,3 @@ def _words(found: dict[str, list[Measured]]) -> list[str]:
             f" {shrunk} take from its variance."
         )
     return words
-
-
-def _draw(found: dict[str, list[Measured]], figure: Figure) -> None:
-    figure.set_size_inches(12, 4.4)
-    panels = figure.subplots(1, 3)
-    for number, (label, norms) in enumerate(found.items()):
-        places = range(1, len(norms) + 1)
-        style = look(number)
-        hollow = {**style, "fillstyle": "none", "linestyle": ":"}
-        panels[0].plot(places, [norm.mean("mean_in") for norm in norms], **hollow, label=f"{label}, enters")
-        least = [max(norm.mean("mean_out"), 1e-9) for norm in norms]
-        panels[0].plot(places, least, **style, label=f"{label}, leaves")
-        known = [(place, n) for place, n in zip(places, norms, strict=True) if n.of_tokens]
-        panels[1].plot([p for p, _ in known], [n.mean("taken") for _, n in known], **style, label=label)
-        panels[2].plot([p for p, _ in known], [median(n.jacobian) for _, n in known], **style, label=label)
-    panels[0].set(yscale="log", ylabel="|mean over D| / size")
-    panels[0].set_title("Mean of the gradient", loc="left")
-    panels[1].set_title("Share of its variance taken away", loc="left")
-    panels[2].set_title("‖J‖₂ ‖x‖ / √D", loc="left")
-    panels[1].axhline(0, color="black", linewidth=0.8, linestyle=":")
-    panels[2].axhline(1, color="black", linewidth=0.8, linestyle=":")
-    panels[2].set_ylim(0, max(panels[2].get_ylim()[1], 1.3))
-    for axes in panels:
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlabel("norm, from encoder's first to decoder's last")
-        axes.grid(axis="y", alpha=0.25)
-    panels[0].legend(frameon=False, fontsize=8)
-    panels[1].legend(frameon=False, fontsize=8)

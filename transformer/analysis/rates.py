@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +23,13 @@ from .failing import (
     MEMORISED,
     NEVER_LEARNED,
     REACHED_THE_TOP,
+    SMOOTH,
     Watch,
     exponential_ramp,
     linear_ramp,
 )
 from .finding import Finding
+from .interval import known as finite
 from .rates_figure import draw
 from .registry import PROBES, Probe, Say
 from .setting import Arm, Batch, build
@@ -39,7 +40,8 @@ from .steps import descend, unigram_entropy
 class Ramp:
     """How one run went. `rate` is that of the update before the failure; the last one's where none came.
 
-    `learned`: was the loss ever below 0.95 of the unigram level? Only then is there a largest rate.
+    `lowest`: of the medians of five losses in a row, outside of excursions; None where there is none.
+    `learned`: was that ever below 0.95 of the unigram level? Only then is there a largest rate.
     """
 
     arm: str
@@ -113,8 +115,7 @@ class MaxRate(Probe):
         if problems:
             raise ConfigError(problems)
         self.rates = linear_ramp(top, steps) if ramp == "linear" else exponential_ramp(bottom, top, steps)
-        self.settings = {"top": top, "steps": steps, "ramp": ramp, "optimizer": optimizer, "clip": clip}
-        self.optimizer, self.clip, self.top = optimizer, clip, top
+        self.ramp, self.optimizer, self.clip, self.top = ramp, optimizer, clip, top
         self.window, self.multiple, self.share = window, multiple, share
 
     def run(
@@ -131,18 +132,14 @@ class MaxRate(Probe):
         rows = [[r.arm, r.seed, _bound(r), r.update, r.ended, r.lowest] for r in ramps]
         return Finding(
             "max-lr",
-            ["arm", "seed", "largest rate", "update", "ended", "lowest loss"],
+            ["arm", "seed", "largest rate", "update", "ended", "lowest median"],
             rows,
             ["arm", "median rate", "lowest", "highest", "trained", "failed", "how"],
             [_summary(label, runs) for label, runs in by_arm.items()],
             self._words(by_arm, level, len(batches)),
             {
-                **self.settings,
-                "seeds": list(seeds),
                 "unigram_level": level,
-                "window": self.window,
-                "multiple": self.multiple,
-                "share": self.share,
+                "rates": self.rates,
                 "curves": {f"{r.arm} seed {r.seed}": r.losses for r in ramps},
                 "definition": " ".join((Watch.__doc__ or "").split()),
             },
@@ -174,7 +171,7 @@ class MaxRate(Probe):
             ended,
             failure.update if failure else None,
             watch.learned,
-            min(filter(math.isfinite, watch.losses), default=None),
+            finite(watch.best),
             self.rates,
             watch.losses,
         )
@@ -183,11 +180,12 @@ class MaxRate(Probe):
         middles = {label: _middle(runs) for label, runs in by_arm.items()}
         known = sorted((rate, label) for label, rate in middles.items() if rate is not None)
         words = [
-            f"The rate of the update before training failed, {self.settings['ramp']} ramp to {self.top:g} in"
+            f"The rate of the update before training failed, {self.ramp} ramp to {self.top:g} in"
             f" {len(self.rates)} updates on {count} batches; unigram level {level:.3f} nats.",
             f"Failed: not finite; {self.window} losses in a row above {self.multiple:g} times the first; or,"
             f" once below {LEARNED:g} of the unigram level, {self.share:g} of what was gained lost for"
-            f" {self.window} updates.",
+            f" {self.window} updates. A loss counts as reached by the median of {SMOOTH} in a row: one easy"
+            " batch is no progress.",
         ]
         if len(known) > 1:
             factors = [
@@ -209,8 +207,9 @@ class MaxRate(Probe):
         if any(idle.values()):
             who = ", ".join(f"{label} {n} of {len(by_arm[label])}" for label, n in idle.items() if n)
             words.append(
-                f"Never below {LEARNED:g} of the unigram level: {who}. These runs trained at no rate and"
-                " count in no median; try more steps, more batches or a lower probe.bottom."
+                f"No median of {SMOOTH} losses below {LEARNED:g} of the unigram level: {who}. These"
+                " runs trained at no rate and count in no median; try more steps, more batches or a lower"
+                " probe.bottom."
             )
         return words
 

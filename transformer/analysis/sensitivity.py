@@ -30,13 +30,15 @@ Outputs = tuple[Tensor, Tensor]  # of encoder and decoder at the real tokens: (n
 
 
 @torch.no_grad()
-def outputs(model: Transformer, batch: Batch) -> Outputs:
-    """What the two stacks put out at the real tokens."""
-    source, target_in, target_out = batch
-    memory = model.encode(source)
-    mask = (source != PAD)[:, None, None, :]
-    hidden = model.decode(target_in, memory, mask)
-    return memory[source != PAD], hidden[target_out != PAD]
+def outputs(model: Transformer, batches: Sequence[Batch]) -> Outputs:
+    """What the two stacks put out at the real tokens of all batches."""
+    memories, decoded = [], []
+    for source, target_in, target_out in batches:
+        memory = model.encode(source)
+        hidden = model.decode(target_in, memory, (source != PAD)[:, None, None, :])
+        memories.append(memory[source != PAD])
+        decoded.append(hidden[target_out != PAD])
+    return torch.cat(memories), torch.cat(decoded)
 
 
 @torch.no_grad()
@@ -106,7 +108,7 @@ class Sensitivity(Probe):
         seeds: Sequence[int],
         say: Say,
     ) -> Finding:
-        points = [self._point(arm, batches[0], sizes, seeds, say) for arm in arms]
+        points = [self._point(arm, batches, sizes, seeds, say) for arm in arms]
         rows = [
             [point.arm, depth, stack, *(known(of(values)) for of in (mean, min, max))]
             for point in points
@@ -129,34 +131,39 @@ class Sensitivity(Probe):
             rows,
             ["arm", "stack", "power of N", "low", "high", "R2 of a + b N", "R2 of a + b ln N", "law"],
             summary,
-            self._words(laws, len(seeds)),
+            self._words(laws, len(seeds), trained=any(arm.weights is not None for arm in arms)),
             {
-                "size": self.size,
-                "draws": self.draws,
-                "seeds": list(seeds),
                 "definition": (moved.__doc__ or "") + " In units of size^2.",
                 "perturbed": "all matrices of attention and feed-forward; no embeddings, norms, biases",
+                "by_seed": [
+                    {"arm": point.arm, "layers": depth, "stack": stack, "moved": values}
+                    for point in points
+                    for stack, depth, values in zip(STACKS, point.depths, point.values, strict=True)
+                    if depth
+                ],
             },
             partial(_draw, points, laws),
         )
 
-    def _point(self, arm: Arm, batch: Batch, sizes: tuple[int, int], seeds: Sequence[int], say: Say) -> Point:
+    def _point(
+        self, arm: Arm, batches: list[Batch], sizes: tuple[int, int], seeds: Sequence[int], say: Say
+    ) -> Point:
         depths = arm.config.encoder_layers, arm.config.decoder_layers
         values: tuple[list[float], list[float]] = [], []
         for seed in seeds:
-            before = outputs(build(arm, sizes, seed, batch), batch)
+            before = outputs(build(arm, sizes, seed, batches[0]), batches)
             sums = [0.0, 0.0]
             for draw in range(self.draws):
-                model = build(arm, sizes, seed, batch)
+                model = build(arm, sizes, seed, batches[0])
                 perturb(model, self.size, derive_seed(seed, draw))
-                for i, after in enumerate(outputs(model, batch)):
+                for i, after in enumerate(outputs(model, batches)):
                     sums[i] += moved(before[i], after)
             for held, total in zip(values, sums, strict=True):
                 held.append(total / self.draws / self.size**2)
             say(f"{arm.label}, seed {seed}: encoder {values[0][-1]:.3g}, decoder {values[1][-1]:.3g}")
-        return Point(arm.label, arm.label.removesuffix(f" {depths[0]}+{depths[1]}"), depths, values)
+        return Point(arm.label, arm.family, depths, values)
 
-    def _words(self, laws: dict[tuple[str, str], DepthLaw | None], seeds: int) -> list[str]:
+    def _words(self, laws: dict[tuple[str, str], DepthLaw | None], seeds: int, trained: bool) -> list[str]:
         words = [
             "Mean square change of a stack's output, relative to its mean square, in units of size^2;"
             f" noise of {self.size:g}, {self.draws} draws, {seeds} seed{'s' * (seeds > 1)}.",
@@ -165,7 +172,7 @@ class Sensitivity(Probe):
         if any(law and law.powers for law in laws.values()):
             spread = "mean and 95 % t interval over the seeds" if seeds > 1 else "of one seed, no interval"
             words.append(f"The power is the slope of the logarithm on ln N, {spread}.")
-        if not any(laws.values()):
+        if not any(laws.values()) and not trained:  # trained weights have the one depth
             words.append(f"A law of growth needs {FEWEST} depths or more: --depths 2,4,8,16.")
         return words
 

@@ -44,6 +44,11 @@ class Arm:
     config: ModelConfig
     weights: Path | None = None
 
+    @property
+    def family(self) -> str:
+        """The label without the depth: arms of a family differ in depth alone."""
+        return self.label.removesuffix(f" {self.config.encoder_layers}+{self.config.decoder_layers}")
+
 
 def arms(
     base: ModelConfig,

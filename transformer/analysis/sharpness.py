@@ -143,16 +143,14 @@ class Sharpness(Probe):
             "sharpness",
             columns,
             rows,
-            words=self._words(found, len(seeds), b1) + _whose_adam(arms, found),
+            words=self._words(found, len(seeds), len(batches), b1) + _whose_adam(arms, found),
             facts={
-                "updates": self.updates,
-                "lr": self.lr,
                 "betas": list(self.config.betas),
                 "epsilon": self.config.epsilon,
-                "iterations": self.iterations,
-                "tolerance": self.tolerance,
-                "seeds": list(seeds),
-                "each": {label: [[_plain(m) for m in run] for run in runs] for label, runs in found.items()},
+                "by_seed": [
+                    {"arm": label, "curvature": [[_plain(m) for m in run] for run in runs]}
+                    for label, runs in found.items()
+                ],
                 "definition": "algebraically largest eigenvalue of the Hessian of the mean loss of the first"
                 " batch over all parameters; Adam's: of P^-1 H, P = diag(sqrt(v / (1 - b2^t)) + eps)",
             },
@@ -190,11 +188,14 @@ class Sharpness(Probe):
                 adam = top_eigenvalue(preconditioned, start, self.iterations, self.tolerance)
         return Curvature(update, plain, adam, loss.item(), b1)
 
-    def _words(self, found: dict[str, list[list[Curvature]]], seeds: int, b1: float) -> list[str]:
+    def _words(
+        self, found: dict[str, list[list[Curvature]]], seeds: int, batches: int, b1: float
+    ) -> list[str]:
         words = [
             f"{of_seeds(seeds).capitalize()}. Plain descent at a rate above 2 / sharpness is unstable; Adam"
             f" with beta1 {b1:g} above {largest_rate(1, b1):.3g} / (sharpness of P^-1 H), while P stays as it"
-            " is.",
+            " is."
+            + (f" H is that of the first of {batches} batches; Adam trains on all." if batches > 1 else ""),
         ]
         for label, runs in found.items():
             broken = sum(run[-1].plain is None for run in runs)

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from ..modules.placements import Stack
 from . import theory
-from .finding import Finding
+from .finding import Finding, by_seed
 from .laws import LayerLaw, law_of_layers
 from .registry import PROBES, Probe, Say
 from .setting import Arm, Batch, build
@@ -16,6 +16,7 @@ from .stream_figure import draw
 from .watch import STACKS, Reading, watch
 
 COLUMNS = ["arm", "stack", "layer", "part", "stream", "norm reads", "branch", "share", "cosine", "largest"]
+PLACES = 4  # columns that say what a row is about
 SUMMARY = ["arm", "stack", "bottom", "top", "law", "rate", "last norm reads", "theory from", "theory to"]
 DEFINITIONS = {
     "stream": "mean square per dimension of the stream x before the site, over real tokens",
@@ -31,10 +32,11 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class StackOfStream:
-    """What was read in one stack of one arm, averaged over seeds; the last reading is the top's."""
+    """What was read in one stack of one arm, by seed and averaged; the last reading is the top's."""
 
     label: str
     stack: Stack
+    by_seed: Sequence[Sequence[Reading]]
     readings: list[Reading]
     law: LayerLaw
     last_norm_reads: float | None
@@ -79,11 +81,18 @@ class StreamProbe(Probe):
         return Finding(
             "stream",
             COLUMNS,
-            [_row(each.label, each.stack, reading) for each in stacks for reading in each.readings],
+            [row for each in stacks for row in _rows(each, each.readings)],
             SUMMARY,
             [_summary(each) for each in stacks],
             _words(stacks),
-            {"definitions": DEFINITIONS, "seeds": list(seeds)},
+            {
+                "definitions": DEFINITIONS,
+                "by_seed": [
+                    record
+                    for each in stacks
+                    for record in by_seed(COLUMNS, PLACES, [_rows(each, of) for of in each.by_seed])
+                ],
+            },
             draw=lambda figure: draw(figure, stacks),
         )
 
@@ -106,6 +115,7 @@ def _averaged(arm: Arm, stack: Stack, found: Sequence[Sequence[Reading]]) -> Sta
     return StackOfStream(
         arm.label,
         stack,
+        found,
         readings,
         law_of_layers([layer_values(one) for one in found]),
         norms[-1] if norms else None,
@@ -113,8 +123,14 @@ def _averaged(arm: Arm, stack: Stack, found: Sequence[Sequence[Reading]]) -> Sta
     )
 
 
-def _row(label: str, stack: Stack, r: Reading) -> list[Any]:
-    return [label, stack, r.layer, r.part, r.stream, r.norm_reads, r.branch, r.share, r.cosine, r.largest]
+def _rows(each: StackOfStream, readings: Sequence[Reading]) -> list[list[Any]]:
+    return [
+        [
+            *(each.label, each.stack, r.layer, r.part),
+            *(r.stream, r.norm_reads, r.branch, r.share, r.cosine, r.largest),
+        ]
+        for r in readings
+    ]
 
 
 def _summary(each: StackOfStream) -> list[Any]:

@@ -142,16 +142,25 @@ class Updates(Probe):
             summary,
             self._words(middle, len(seeds)) + _about_zeros(zeros),
             {
-                "updates": self.updates,
-                "lr": self.lr,
-                "warmup": self.warmup,
-                "optimizer": self.optimizer,
-                "seeds": list(seeds),
                 "probe_batch": "the last, which is not trained on" if len(batches) > 1 else "the only one",
-                "curves": {f"{label} warm-up {warmup}": curves for (label, warmup), curves in middle.items()},
+                "by_seed": [
+                    {
+                        "arm": label,
+                        "warm-up": warmup,
+                        "matrix": kind,
+                        "curves": [run[kind] for run in several],
+                    }
+                    for (label, warmup), several in runs.items()
+                    for kind in several[0]
+                ],
+                "last_losses": [
+                    {"arm": label, "warm-up": warmup, "last loss": by_seed}
+                    for (label, warmup), by_seed in losses.items()
+                ],
                 "start_at_0": zeros,
                 "definition": "of a kind of matrix: the mean of ||dW|| / ||W|| over its matrices that are not"
-                " 0; F: ||F_t - F_0|| / ||F_0|| over the real target tokens; both medians over seeds",
+                " 0; F: ||F_t - F_0|| / ||F_0|| over the real target tokens; by_seed: a list of numbers,"
+                " update by update, for each seed; the tables have their medians",
             },
             partial(_draw, middle),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import textwrap
 from argparse import Namespace
@@ -11,25 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..analysis.finding import Finding, as_json, as_text, figure_format, new_figure, save_figure
 from ..analysis.probes import PROBES, Arm, Batch, Probe, arms, random_batches, real_batches, to_device
 from ..core.configuration import Section
-from ..core.errors import CheckpointError, ConfigError, Problem
-from ..core.loading import Override, load, parse_override
+from ..core.errors import CheckpointError, ConfigError
+from ..core.loading import Override, load
 from ..core.options import options
-from ..core.plans import Plan
 from ..core.registry import unknown
 from ..core.signature import options_of
 from .command import EXIT_CODES, Parser, command, whole_number
 from .config import Config
 from .explain import vocabularies
+from .probe_flags import OPTION, items_of, number_of, plans_of, seeds_of, split_overrides
 from .resolve import config_file_of, run_config
-from .result import RESULT, how_it_ended
+from .result import RESULT, commit, how_it_ended, versions
 from .runs import TOKENIZERS, pick_device, weights_file
 
-OPTION = "probe"  # the section that `--set probe.x=y` speaks of
 FEW = Probe.batches
 # What a probe measures without a configuration: seconds on a CPU, and layers enough to tell a law of growth.
 SMALL = {
@@ -77,42 +75,65 @@ def main(argv: Sequence[str]) -> int:
         number = getattr(arguments, name)
         if number is not None and number < (4 if name == "length" else 1):
             raise ConfigError(f"--{name} {number}: too few")
-    finding = _measure(arguments)
+    finding = _measure(arguments, f"{parser.prog} {shlex.join(argv)}")
     print(as_text(finding))
     _write(finding, arguments)
     return 0
 
 
-def _measure(arguments: Namespace) -> Finding:
+def _measure(arguments: Namespace, command_line: str) -> Finding:
+    """Measure the arms; its facts are those it takes to repeat it, then the probe's own."""
     if arguments.name not in PROBES:
         raise ConfigError(unknown("probe", arguments.name, PROBES))
     built = PROBES[arguments.name]
-    own, others = _split(arguments.overrides)
+    own, others = split_overrides(arguments.overrides)
     path = None if arguments.config is None else Path(arguments.config)
     run = path if path is not None and path.is_dir() else None
     if path is None:
         others = [*(Override((name,), own, "without CONFIG") for name, own in SMALL.items()), *others]
     config = load(Config, config_file_of(path) if run is not None and path is not None else path, others)
     device = pick_device(arguments.device)
-    probe = _built(built, own)
+    probe, own_options = _built(built, own)
     chosen = _arms(arguments, config, built, run, others)
     if chosen[0].weights is not None and arguments.seeds is not None:
         raise ConfigError(f"--seeds: {run} was trained with one seed; leave it out")
-    seeds = _seeds("3" if arguments.seeds is None else arguments.seeds)
+    seeds = seeds_of("3" if arguments.seeds is None else arguments.seeds)
     arguments.batches = built.batches if arguments.batches is None else arguments.batches
     if chosen[0].weights is not None:
         seeds = [config.seed]
     batches, sizes, text = _batches(arguments, config, run)
     _say(f"{len(batches)} batches of {text}, {sum(_count(batch) for batch in batches):,} target tokens")
     finding = probe.run(chosen, [to_device(batch, device) for batch in batches], sizes, seeds, _say)
-    shape = config.model.model_dump(mode="json", exclude={"placement", "norm", "placement_options"})
-    setting = {"batches": len(batches), "of": text, "tokens": [_count(batch) for batch in batches]}
-    finding.facts.update(
-        setting=setting | {"vocabulary": list(sizes), "device": str(device), "torch": torch.__version__},
-        arms=[{"label": arm.label, "weights": arm.weights and str(arm.weights)} for arm in chosen],
-        model=shape,
-    )
-    return finding
+    setting = {
+        "of": text,
+        "seed": config.seed,
+        "batches": len(batches),
+        "batch_tokens": arguments.tokens,
+        "length": arguments.length if arguments.random else None,
+        "tokens": [_count(batch) for batch in batches],
+        "vocabulary": list(sizes),
+        "device": str(device),
+    }
+    again = {
+        "command": command_line,
+        "commit": commit(),
+        "versions": versions(),
+        "options": own_options,
+        "seeds": seeds,
+        "setting": setting,
+        "arms": [_facts_of(arm) for arm in chosen],
+    }
+    return replace(finding, facts=again | finding.facts)
+
+
+def _facts_of(arm: Arm) -> dict[str, Any]:
+    """What was measured: the model whole, and the options of its placements and norms, defaults included."""
+    return {
+        "label": arm.label,
+        "weights": arm.weights and str(arm.weights),
+        "model": arm.config.model_dump(mode="json"),
+        "options": arm.config.resolved_options(),
+    }
 
 
 def _check_files(arguments: Namespace) -> None:
@@ -128,29 +149,14 @@ def _check_files(arguments: Namespace) -> None:
             raise ConfigError(f"--{flag} {file}: is a folder; name a file")
 
 
-def _built(probe: type[Probe], own: Sequence[str | Override]) -> Probe:
-    """With its options; problems name them as `--set` does."""
+def _built(probe: type[Probe], own: Sequence[str | Override]) -> tuple[Probe, dict[str, Any]]:
+    """The probe, and all of its options; problems name them as `--set` does."""
     try:
-        return probe(**dict(load(options_of(probe), None, own)))
+        values = dict(load(options_of(probe), None, own))
+        return probe(**values), values
     except ConfigError as error:
         named = [replace(problem, path=f"{OPTION}.{problem.path}".rstrip(".")) for problem in error.problems]
         raise ConfigError(named) from None
-
-
-def _split(overrides: Sequence[str | Override]) -> tuple[list[str | Override], list[str | Override]]:
-    """`--set probe.x=y` as options of the probe, and what is of the configuration."""
-    own: list[str | Override] = []
-    others: list[str | Override] = []
-    problems: list[Problem] = []
-    for item in overrides:
-        override = parse_override(item, problems) if isinstance(item, str) else item
-        if override is not None and override.path[0] == OPTION and len(override.path) > 1:
-            own.append(Override(override.path[1:], override.value, override.source))
-        else:
-            others.append(item)
-    if problems:
-        raise ConfigError(problems)
-    return own, others
 
 
 def _arms(
@@ -165,9 +171,9 @@ def _arms(
         )
     chosen = arms(
         config.model,
-        _plans("--placements", asked["placements"]),
-        _plans("--norms", asked["norms"]),
-        [_number("--depths", depth) for depth in _names(asked["depths"])],
+        plans_of("--placements", asked["placements"]),
+        plans_of("--norms", asked["norms"]),
+        [number_of("--depths", depth) for depth in items_of(asked["depths"])],
     )
     if run is None or not trained:
         if run is not None:
@@ -210,41 +216,6 @@ def _batches(
 
 def _count(batch: Batch) -> int:
     return int((batch[2] != 0).sum())
-
-
-def _seeds(text: str) -> list[int]:
-    """`3` is 1, 2, 3; `4,7` is 4 and 7."""
-    numbers = [_number("--seeds", part) for part in _names(text)]
-    if not numbers or (len(numbers) == 1 and "," not in text and numbers[0] < 1):
-        raise ConfigError(f"--seeds {text}: give how many (3), or which (1,2,5)")
-    return list(range(1, numbers[0] + 1)) if "," not in text else list(dict.fromkeys(numbers))
-
-
-def _plans(flag: str, text: str) -> list[Plan]:
-    """Names, or plans as a flag writes them: `{encoder: post, decoder: pre}`."""
-    problems: list[Problem] = []
-    overrides = [parse_override(f"{flag}={item}", problems) for item in _names(text)]
-    if problems:
-        raise ConfigError(problems)
-    return [override.value for override in overrides if override is not None]
-
-
-def _names(text: str) -> list[str]:
-    """Items between commas, but for those within the braces of a plan."""
-    items, depth = [""], 0
-    for letter in text:
-        depth += (letter == "{") - (letter == "}")
-        if letter == "," and depth == 0:
-            items.append("")
-        else:
-            items[-1] += letter
-    return [item.strip() for item in items if item.strip()]
-
-
-def _number(flag: str, text: str) -> int:
-    if not text.isdecimal() or len(text) > 9:
-        raise ConfigError(f"{flag}: {text!r} is not a whole number")
-    return int(text)
 
 
 def _write(finding: Finding, arguments: Namespace) -> None:

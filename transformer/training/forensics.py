@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from .checkpoint import set_weights
 from .divergence import COLLAPSED, DATA, EXPLODED, NEVER_STARTED, OVERFLOW, RISEN, UNCLEAR, Diverged
+from .findings import Findings
 from .history import EARLIER, last_rise, last_spike, level_of, read_past, spread
 from .inspection import Inspector, Place, Recorder, describe, ill_formed, not_finite
 from .limits import updates_of
@@ -33,29 +33,6 @@ GROWN = 100.0  # times the magnitude at the same place, on the same batch, with 
 STEEP = 1e6  # times the embedding's magnitude, within one pass
 OTHERS = 3  # updates that are tried besides
 RECENT = 200  # updates before the failure: a spike that is older was survived
-
-# The words of each class.
-MEANING = {
-    NEVER_STARTED: "the loss has never come clearly below the unigram level",
-    COLLAPSED: "the model had learned, and its loss rose back to the unigram level or above it",
-    EXPLODED: "numbers grew far beyond where they began",
-    OVERFLOW: "not finite in the low-precision products, finite in float32 with the same weights and batch",
-    DATA: "this batch alone is not fit to be trained on",
-    UNCLEAR: "nothing that was measured tells why",
-}
-
-
-@dataclass
-class Findings:
-    """What is known of a failure."""
-
-    first: Mapping[str, Any] | None = None  # where it was first not finite
-    spike: Mapping[str, Any] | None = None  # which layer's gradient rose far above its median, at last
-    batch: Mapping[str, Any] | None = None
-    replayed: Mapping[str, Any] | None = None
-    evidence: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    kind: str = ""
 
 
 def examine(trainer: Trainer, diverged: Diverged) -> dict[str, Any]:
@@ -95,7 +72,7 @@ def examine(trainer: Trainer, diverged: Diverged) -> dict[str, Any]:
         "logged_nll": {"first": losses[0], "last": losses[-1]},
         "replayed": found.replayed,
     }
-    return {**result, "words": _words(found)}
+    return {**result, "words": found.words()}
 
 
 def _note_spike(found: Findings, history: Sequence[tuple[int, Mapping[str, float]]], failed: int) -> None:
@@ -142,7 +119,7 @@ def _replay(trainer: Trainer, broken: int, found: Findings, interruption: Interr
         which, found.first = _first(inspector, loss)
         found.replayed = {"from": start, "updates": broken - 1 - start, "same": found.first is not None}
         if found.first is None:
-            return _afterwards(trainer, micro_batches, poisoned, found)
+            return _afterwards(trainer, micro_batches, broken, good, start, poisoned, found)
         if not found.kind:
             if found.first["pass"] == "backward" or found.first["part"] == "loss":
                 which = _offender(trainer, micro_batches, broken, weights)
@@ -255,17 +232,38 @@ def _try_others(
 
 
 def _afterwards(
-    trainer: Trainer, micro_batches: Sequence[Any], poisoned: list[Place], found: Findings
+    trainer: Trainer,
+    micro_batches: Sequence[Any],
+    broken: int,
+    good: Mapping[str, Tensor],
+    start: int,
+    poisoned: list[Place],
+    found: Findings,
 ) -> None:
-    """The passes of the bad update are finite: do its new weights stay so?"""
+    """The passes of the bad update are finite: are its new weights, and what they make of the same batch?"""
     trainer.step(micro_batches)
     if bad := not_finite(trainer.model):
         found.replayed = {**(found.replayed or {}), "same": True}
         found.first = {"pass": "update", **bad[0].as_dict(), "words": f"the new weights of {bad[0]}"}
         found.evidence.append("finite gradients, and an update beyond the largest number")
+        return
+    weights = copied(trainer.model)
+    inspector, loss = _inspect(trainer, micro_batches, broken, weights)
+    _, first = _first(inspector, loss)
+    grown = _growth(inspector, _inspect(trainer, micro_batches, broken, good)[0], start)
+    low = trainer.passes.dtype != torch.float32 and not found.evidence  # the loss had not risen
+    if first is not None:
+        found.replayed = {**(found.replayed or {}), "same": True}
+        found.first = {**first, "words": f"{first['words']}, with the new weights"}
+        if low and _finite(trainer, micro_batches, broken, weights, torch.float32):
+            found.kind = OVERFLOW
+        grown = grown or ["finite gradients, and an update after which the same batch is not finite"]
+    elif grown:
+        found.notes.append("the new weights are finite, and so is what they make of this batch")
     else:
         found.notes.append("run again, the update was finite: what broke it is not in weights and batch")
         _poisoned(poisoned, found)
+    found.evidence += grown
 
 
 def _poisoned(places: list[Place], found: Findings) -> None:
@@ -275,24 +273,3 @@ def _poisoned(places: list[Place], found: Findings) -> None:
         found.notes.append(
             f"seen afterwards only: {len(places)} places of the model had weights that were not finite"
         )
-
-
-# --- in words
-
-
-def _words(found: Findings) -> str:
-    said = [f"{found.kind}: {MEANING[found.kind]}"]
-    if found.first:
-        said.append(f"first not finite: {found.first['words']} ({found.first['pass']} pass)")
-    if found.spike:
-        spike = found.spike
-        said.append(
-            f"the gradient of {spike['layer']} was {spike['times']:.2g} times its median"
-            f" at update {spike['update']:,}"
-        )
-    said += found.evidence
-    if found.batch:
-        said.append(f"batch {found.batch['batch']:,} of epoch {found.batch['epoch']:,}")
-        if found.batch["pairs"]:
-            said[-1] += f" (pairs {', '.join(map(str, found.batch['pairs']))}, ...)"
-    return "; ".join([*said, *found.notes])
