@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, DataError, Problem
-from ..core.special import BOS, EOS, PAD
 from ..model.transformer import Transformer
-from ..modules.embeddings import POSITIONS
-from ..modules.precision import autocast, resolve_precision
-from .config import SEARCHES, DecodeConfig
+from .config import DecodeConfig
+from .engine import Engine, Models, Request
 from .hypothesis import Hypothesis
 from .limits import Limits
-from .next_token import Ensemble, ModelNextToken, NextToken
 from .penalties import LENGTH_PENALTIES
 from .ranking import NOT_NUMBERS
 from .translation import Score, Status, TextHypothesis, Translation
@@ -53,38 +47,21 @@ class _Line:
     prefix: tuple[int, ...] = ()
 
 
-class Translator:
-    """Translate lines with one model, or with several whose probabilities are averaged.
+class LineTranslator:
+    """Translate lines with an engine.
 
     N lines in give N translations out, in order. Lines are read in chunks, so that input of any length needs
-    bounded memory. The models are put into evaluation mode while they work and back after each chunk.
-
-    Raises CheckpointError when models and tokenizers disagree about vocabulary sizes.
+    bounded memory. The engine decides how many positions there are, on either side.
     """
 
     def __init__(
-        self,
-        models: Sequence[Transformer],
-        source_tokenizer: Subwords,
-        target_tokenizer: Subwords,
-        config: DecodeConfig | None = None,
-        device: torch.device | str | None = None,
+        self, engine: Engine, source_tokenizer: Subwords, target_tokenizer: Subwords, config: DecodeConfig
     ) -> None:
-        assert models
-        self.models = list(models)
+        self.engine, self.config = engine, config
         self.source_tokenizer, self.target_tokenizer = source_tokenizer, target_tokenizer
-        self.config = config = DecodeConfig() if config is None else config
-        self.device = torch.device(device) if device is not None else models[0].output_weight.device
-        for i, model in enumerate(models):
-            _check_size(i, "source", model.source_vocab, source_tokenizer.size)
-            _check_size(i, "target", model.target_vocab, target_tokenizer.size)
-            model.to(self.device)
-        members = [ModelNextToken(model) for model in models]
-        self.model: NextToken = members[0] if len(members) == 1 else Ensemble(members)
-        self.dtype = resolve_precision(config.precision, self.device)
         # EOS closes the source, BOS opens the target: each takes one position.
-        self.max_source = min(config.max_source_length, *(_positions(model) - 1 for model in models))
-        self.max_target = min(config.max_length, *(_positions(model) - 1 for model in models))
+        self.max_source = min(config.max_source_length, engine.positions - 1)
+        self.max_target = min(config.max_length, engine.positions - 1)
         if config.min_length > self.max_target:
             message = f"{config.min_length} is more than the model's {self.max_target} target positions"
             raise ConfigError([Problem("decode.min_length", message)])
@@ -117,26 +94,21 @@ class Translator:
         lines = self._encode(chunk)
         asked = [line for line in lines if line.status != "blank"]
         found: dict[int, list[Hypothesis]] = {}
-        search = SEARCHES[str(self.config.search)]
-        with self._working():
+        with self.engine.working():
             for batch in self._batches(asked, lambda line: len(line.source)):
-                limits = [self._limits(line) for line in batch]
-                numbers = [line.number for line in batch]
-                hypotheses = search(self.model, self._source(batch), limits, numbers, self.config)
-                found.update(zip(numbers, hypotheses, strict=True))
+                requests = [Request(line.number, line.source, self._limits(line)) for line in batch]
+                hypotheses = self.engine.search(requests, self.config)
+                found.update(zip((line.number for line in batch), hypotheses, strict=True))
         return [self._translation(line, found.get(line.number, [])) for line in lines]
 
     def _score_chunk(self, chunk: list[tuple[int, str, str]]) -> list[Score]:
         lines = self._encode(chunk)
         penalty = LENGTH_PENALTIES[str(self.config.length_penalty)]
         scores: dict[int, Score] = {}
-        with self._working():
+        with self.engine.working():
             for batch in self._batches(lines, lambda line: max(len(line.source), len(line.prefix))):
-                inputs = self._padded([[BOS, *line.prefix] for line in batch])
-                outputs = self._padded([[*line.prefix, EOS] for line in batch])
-                log_probs = self.model.token_log_probs(self._source(batch), inputs, outputs)
-                for line, row in zip(batch, log_probs.tolist(), strict=True):
-                    each = row[: len(line.prefix) + 1]
+                log_probs = self.engine.token_log_probs([(line.source, line.prefix) for line in batch])
+                for line, each in zip(batch, log_probs, strict=True):
                     total = sum(each)
                     if math.isnan(total):
                         raise CheckpointError(NOT_NUMBERS)
@@ -208,26 +180,28 @@ class Translator:
         if batch:
             yield batch
 
-    def _source(self, batch: list[_Line]) -> Tensor:
-        return self._padded([[*line.source, EOS] for line in batch])
 
-    def _padded(self, rows: list[list[int]]) -> Tensor:
-        longest = max(map(len, rows))
-        padded = [row + [PAD] * (longest - len(row)) for row in rows]
-        return torch.tensor(padded, dtype=torch.int64, device=self.device)
+class Translator(LineTranslator):
+    """Translate lines with one model, or with several whose probabilities are averaged.
 
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Evaluation mode, no gradients, the configured precision; training mode comes back afterwards."""
-        training = [model for model in self.models if model.training]
-        for model in training:
-            model.eval()
-        try:
-            with torch.inference_mode(), autocast(self.device, self.dtype):
-                yield
-        finally:
-            for model in training:
-                model.train()
+    The models are put into evaluation mode while they work and back after each chunk.
+    Raises CheckpointError when models and tokenizers disagree about vocabulary sizes.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Transformer],
+        source_tokenizer: Subwords,
+        target_tokenizer: Subwords,
+        config: DecodeConfig | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        assert models
+        config = DecodeConfig() if config is None else config
+        for i, model in enumerate(models):
+            _check_size(i, "source", model.source_vocab, source_tokenizer.size)
+            _check_size(i, "target", model.target_vocab, target_tokenizer.size)
+        super().__init__(Models(models, config.precision, device), source_tokenizer, target_tokenizer, config)
 
 
 def _check_size(index: int, side: str, model: int, tokenizer: int) -> None:
@@ -236,12 +210,6 @@ def _check_size(index: int, side: str, model: int, tokenizer: int) -> None:
             f"model {index + 1} has a {side} vocabulary of {model} entries, the {side} tokenizer one of"
             f" {tokenizer}; they are not of one run"
         )
-
-
-def _positions(model: Transformer) -> int:
-    """How many positions the model can count, on either side."""
-    limited = POSITIONS[model.config.positions].limited
-    return model.config.max_length if limited else sys.maxsize
 
 
 def _paired(
