@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.registry import Registry
+from ..folded import FoldedNorm
 
 NORMS: Registry[type[Norm]] = Registry("norm")
 
@@ -43,6 +44,10 @@ class Norm(nn.Module):
     @classmethod
     def check(cls, dim: int, **options: Any) -> str | None:
         """Why a norm of this width cannot be had with these, all its options; None where it can."""
+        return None
+
+    def folded(self) -> FoldedNorm | None:
+        """This norm as a LayerNorm or an RMSNorm, in evaluation; None where it is neither."""
         return None
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...core.configuration import NonNegative, Positive
 from ...core.signature import Doc
+from ..folded import FoldedNorm
 from .base import NORMS, Norm, at_least_float32
 
 
@@ -40,7 +42,7 @@ class DetachNorm(Norm):
         ] = "both",
     ) -> None:
         super().__init__()
-        self.eps = eps
+        self.dim, self.eps = dim, eps
         self.detach_mean, self.detach_deviation = detach != "deviation", detach != "mean"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,6 +52,10 @@ class DetachNorm(Norm):
         mean = mean.detach() if self.detach_mean else mean
         deviation = deviation.detach() if self.detach_deviation else deviation
         return ((wide - mean) / deviation).to(x.dtype)
+
+    def folded(self) -> FoldedNorm:
+        """What carries no gradient has its value."""
+        return FoldedNorm(True, torch.ones(self.dim), torch.zeros(self.dim), self.eps)
 
 
 @NORMS.register(

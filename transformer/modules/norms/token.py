@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ...core.configuration import Count, Float
 from ...core.signature import Doc
+from ..folded import FoldedNorm
 from .base import NORMS, Norm, at_least_float32
 
 
@@ -46,6 +47,9 @@ class LayerNorm(Norm):
         weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
         return F.layer_norm(wide, weight.shape, weight, bias, self.eps).to(x.dtype)
 
+    def folded(self) -> FoldedNorm:
+        return FoldedNorm(True, self.weight, self.bias, self.eps)
+
 
 @NORMS.register(
     "layer_simple",
@@ -64,6 +68,9 @@ class LayerNormSimple(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(at_least_float32(x), (self.dim,), eps=self.eps).to(x.dtype)
+
+    def folded(self) -> FoldedNorm:
+        return FoldedNorm(True, torch.ones(self.dim), torch.zeros(self.dim), self.eps)
 
 
 @NORMS.register(
@@ -89,6 +96,9 @@ class RMSNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         wide = at_least_float32(x)
         return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+
+    def folded(self) -> FoldedNorm:
+        return FoldedNorm(False, self.weight, None, self.eps)
 
 
 @NORMS.register(
@@ -131,6 +141,9 @@ class PartialRMSNorm(Norm):
         mean_square = wide[..., : self.asked].square().mean(-1, keepdim=True)
         return (self.weight * wide / (mean_square + self.eps).sqrt()).to(x.dtype)
 
+    def folded(self) -> FoldedNorm | None:
+        return FoldedNorm(False, self.weight, None, self.eps) if self.asked == len(self.weight) else None
+
 
 @NORMS.register(
     "scale",
@@ -151,11 +164,15 @@ class ScaleNorm(Norm):
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.eps = eps
+        self.dim, self.eps = dim, eps
         self.weight = nn.Parameter(torch.tensor(math.sqrt(dim)))
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.weight * F.normalize(at_least_float32(x), dim=-1, eps=self.eps)).to(x.dtype)
+
+    def folded(self) -> FoldedNorm:
+        """With root mean square ||x|| / sqrt(D); `eps` only bounds vectors shorter than itself."""
+        return FoldedNorm(False, (self.weight / math.sqrt(self.dim)).expand(self.dim), None, None)
 
 
 @NORMS.register(
@@ -207,3 +224,6 @@ class GroupNorm(Norm):
         return (self.weight * F.layer_norm(parts, (self.width,), eps=self.eps).flatten(-2) + self.bias).to(
             x.dtype
         )
+
+    def folded(self) -> FoldedNorm | None:
+        return FoldedNorm(True, self.weight, self.bias, self.eps) if self.groups == 1 else None

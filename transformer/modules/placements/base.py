@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...core.registry import Registry
 from ..branch import Gains, Inner
 from ..dropout import Dropout
+from ..folded import Folded
 from ..norms import Norm, NormFactory, Tokens
 
 PLACEMENTS: Registry[type[Placement]] = Registry("placement")
@@ -106,6 +107,13 @@ class Placement(nn.Module, ABC):
 
     def equation(self) -> str | None:
         """What this site computes, f its branch; None where the registered equation says it."""
+        return None
+
+    def folded(self) -> Folded | None:
+        """This site, in evaluation, as one of the wirings that are served; None where it is none of them.
+
+        Whoever answers keeps `open`, `close` and `climb` as they are here, and nothing inside the branch.
+        """
         return None
 
     @classmethod

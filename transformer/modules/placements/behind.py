@@ -6,6 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 
+from ..folded import Folded, Wiring
 from .base import PLACEMENTS, Branch, Placement
 
 
@@ -40,6 +41,9 @@ class SandwichLN(Placement):
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return x + self.dropout(self.norm_out(branch(self.norm_in(x))))  # type: ignore[no-any-return]
+
+    def folded(self) -> Folded:
+        return Folded(Wiring.SANDWICH, (self.norm_in, self.norm_out))
 
 
 @PLACEMENTS.register(
@@ -78,6 +82,9 @@ class PeriLN(Placement):
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return x + self.dropout(self.norm_out(branch(self.norm_in(x))))  # type: ignore[no-any-return]
+
+    def folded(self) -> Folded:
+        return Folded(Wiring.SANDWICH, (self.norm_in, self.norm_out))
 
 
 @PLACEMENTS.register(

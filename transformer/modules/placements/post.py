@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...core.configuration import Count
 from ...core.signature import Doc
 from ..branch import Gains
+from ..folded import Folded, Wiring
 from ..norms import NormFactory
 from .base import PLACEMENTS, Branch, Placement, Site
 
@@ -44,6 +45,9 @@ class PostLN(Placement):
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return self.norm(x + self.dropout(branch(x)))  # type: ignore[no-any-return]
+
+    def folded(self) -> Folded:
+        return Folded(Wiring.POST, (self.norm,))
 
 
 @PLACEMENTS.register(
@@ -170,3 +174,6 @@ class RecursiveSkip(Placement):
         for norm in self.norm:
             y = norm(x + y)
         return y  # type: ignore[no-any-return]
+
+    def folded(self) -> Folded | None:
+        return Folded(Wiring.POST, (self.norm[0],)) if len(self.norm) == 1 else None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...core.configuration import Positive
 from ...core.signature import Doc
 from ..branch import Gains
+from ..folded import Folded, Wiring
 from ..norms import Norm, NormFactory
 from .base import PLACEMENTS, Branch, Placement, Site, Stack
 
@@ -57,6 +58,9 @@ class DeepNorm(Placement):
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return self.norm(self.alpha * x + self.dropout(branch(x)))  # type: ignore[no-any-return]
+
+    def folded(self) -> Folded:
+        return Folded(Wiring.POST, (self.norm,), residual=self.alpha)
 
 
 # Initial omega by the number n of sublayers of the stack, named after the growth of the output's change.
@@ -127,6 +131,9 @@ class Admin(Placement):
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return self.norm(self.omega * x + self.dropout(branch(x)))  # type: ignore[no-any-return]
+
+    def folded(self) -> Folded:
+        return Folded(Wiring.POST, (self.norm,), residual=self.omega)
 
 
 @PLACEMENTS.register(
@@ -240,3 +247,6 @@ class ExpandedSkip(Placement):
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return self.norm(self.alpha * x + self.dropout(branch(x)))  # type: ignore[no-any-return]
+
+    def folded(self) -> Folded:
+        return Folded(Wiring.POST, (self.norm,), residual=self.alpha)

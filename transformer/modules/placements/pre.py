@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...core.configuration import NonNegative, Positive
 from ...core.signature import Doc
+from ..folded import Folded, Wiring
 from ..norms import NormFactory
 from .base import PLACEMENTS, Branch, Placement, Site
 
@@ -44,6 +45,9 @@ class PreLN(Placement):
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return x + self.dropout(branch(self.norm(x)))  # type: ignore[no-any-return]
+
+    def folded(self) -> Folded:
+        return Folded(Wiring.PRE, (self.norm,))
 
 
 @PLACEMENTS.register(
@@ -97,6 +101,9 @@ class LayerScale(Placement):
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return x + self.gamma * self.dropout(branch(self.norm(x)))  # type: ignore[no-any-return]
 
+    def folded(self) -> Folded:
+        return Folded(Wiring.PRE, (self.norm,), output=self.gamma)
+
 
 @PLACEMENTS.register(
     "lns",
@@ -134,6 +141,9 @@ class LayerNormScaling(Placement):
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         return x + self.dropout(branch(self.norm(x) / self.root))  # type: ignore[no-any-return]
+
+    def folded(self) -> Folded:
+        return Folded(Wiring.PRE, (self.norm,), input=1 / self.root)
 
 
 @PLACEMENTS.register(
@@ -186,3 +196,6 @@ class MixLN(Placement):
         if self.is_post:
             return self.norm(x + self.dropout(branch(x)))  # type: ignore[no-any-return]
         return x + self.dropout(branch(self.norm(x)))  # type: ignore[no-any-return]
+
+    def folded(self) -> Folded:
+        return Folded(Wiring.POST if self.is_post else Wiring.PRE, (self.norm,))
