@@ -21,6 +21,7 @@ FLOORS = (
     "evaluation",
     "analysis",
     "studies",
+    "export",
     "cli",
 )
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,1 @@
+"""Models for engines that serve: folded into a plain Transformer, converted, verified."""
