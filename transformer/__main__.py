@@ -17,6 +17,7 @@ COMMANDS = {
     "study": "run a grid of arms and seeds, and write a report with a verdict on each question",
     "compare": "paired significance tests between two runs",
     "demo": "translations of test sentences and the scores of a run",
+    "export": "write a run for CTranslate2 to serve: folded, verified",
     "average": "average checkpoints of a run into one weights file",
     "data": "prepare or inspect the data of a configuration",
     "docs": "write the generated tables of the documentation",

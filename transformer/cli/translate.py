@@ -14,8 +14,10 @@ import torch
 from ..core.errors import ConfigError, DataError, Problem
 from ..core.loading import Override, load
 from ..decoding.config import DecodeConfig
-from ..decoding.translator import Translator
+from ..decoding.translator import LineTranslator, Translator
 from ..evaluation.metrics import corpus_metrics
+from ..export.directory import MANIFEST, open_export
+from ..export.engine import cannot
 from .command import EXIT_CODES, Parser, command, whole_number
 from .config import Config
 from .describe import options_text
@@ -66,15 +68,11 @@ def main(argv: Sequence[str]) -> int:
         config = config.model_copy(update={"n_best": 1})
     if arguments.threads > MOST_THREADS:
         raise ConfigError(f"--threads {arguments.threads}: at most {MOST_THREADS}")
-    device = pick_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.input is None and sys.stdin.isatty():
         config = config.model_copy(update={"chunk_lines": 1})
-    runs = load_ensemble(arguments.run, arguments.checkpoint, device)
-    first = runs[0]
-    models = [run.model for run in runs]
-    translator = Translator(models, first.source_tokenizer, first.target_tokenizer, config, device)
+    translator = ENGINES[arguments.engine](arguments, config)
     lines: Iterable[str] = read_lines(arguments.input)
     partners = {name: _lines_of(getattr(arguments, name)) for name in ("reference", "prefix", "score")}
     if any(other is not None for other in partners.values()):
@@ -84,6 +82,35 @@ def main(argv: Sequence[str]) -> int:
     if partners["score"] is not None:
         return _score(translator, lines, partners["score"], arguments)
     return _translate(translator, lines, partners["prefix"], partners["reference"], arguments)
+
+
+def _ours(arguments: argparse.Namespace, config: DecodeConfig) -> LineTranslator:
+    """The models of the runs."""
+    for directory in arguments.run:
+        if (directory / MANIFEST).is_file():
+            raise ConfigError(f"{directory} is an export, not a run: give --engine ctranslate2")
+    device = pick_device(arguments.device)
+    runs = load_ensemble(arguments.run, arguments.checkpoint, device)
+    first, models = runs[0], [run.model for run in runs]
+    return Translator(models, first.source_tokenizer, first.target_tokenizer, config, device)
+
+
+def _ctranslate2(arguments: argparse.Namespace, config: DecodeConfig) -> LineTranslator:
+    """An export. ConfigError with every option that it cannot follow."""
+    problems = []
+    if len(arguments.run) > 1:
+        problems.append(Problem("", "an ensemble is not served: give one export"))
+    if arguments.checkpoint is not None:
+        message = "an export has one set of weights"
+        problems.append(Problem("--checkpoint", message, hint="export RUN --checkpoint NAME makes another"))
+    served = open_export(arguments.run[0], pick_device(arguments.device), arguments.threads)
+    problems += cannot(config, served.quantization)
+    if problems:
+        raise ConfigError(problems)
+    return LineTranslator(served.engine, served.source_tokenizer, served.target_tokenizer, config)
+
+
+ENGINES = {"torch": _ours, "ctranslate2": _ctranslate2}
 
 
 def decode_config(run: Path, overrides: Sequence[str | Override]) -> DecodeConfig:
@@ -101,7 +128,7 @@ def decode_config(run: Path, overrides: Sequence[str | Override]) -> DecodeConfi
 
 
 def _translate(
-    translator: Translator,
+    translator: LineTranslator,
     lines: Iterable[str],
     prefixes: list[str] | None,
     references: list[str] | None,
@@ -128,7 +155,7 @@ def _translate(
 
 
 def _score(
-    translator: Translator, lines: Iterable[str], targets: list[str], arguments: argparse.Namespace
+    translator: LineTranslator, lines: Iterable[str], targets: list[str], arguments: argparse.Namespace
 ) -> int:
     with output(arguments.output) as file:
         for score in _naming(arguments.score, translator.score(lines, targets)):
@@ -196,6 +223,12 @@ def _parser() -> Parser:
     )
     parser.add_argument("--score", metavar="FILE", help="do not translate: print log p of these translations")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "--engine",
+        choices=list(ENGINES),
+        default="torch",
+        help="ctranslate2: RUN is what `export` has written",
+    )
     parser.add_argument("--checkpoint", metavar="NAME", help="other weights: last, update-0000500 or a file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument(

@@ -169,6 +169,11 @@ class Tokenizer:
         """The pieces of ids, `▁` for a space; control ids read `<pad>`, `<unk>`, `<s>`, `</s>`."""
         return [self._processor.IdToPiece(int(i)).removeprefix("\x01") for i in ids]
 
+    @property
+    def vocabulary(self) -> list[str]:
+        """All pieces by id, no two alike: the control ids' begin with U+0001, which no text can spell."""
+        return [self._processor.IdToPiece(i) for i in range(self.size)]
+
     def knows(self, character: str) -> bool:
         """Has this character a piece of its own (or bytes to spell it)?"""
         return UNK not in self.encode(character)

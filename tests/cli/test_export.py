@@ -1,0 +1,214 @@
+"""Exports are written verified or not at all, and translate.py keeps its contract on them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import transformer.cli.export as command
+from transformer.cli.export import main as export
+from transformer.cli.train import main as train
+from transformer.cli.translate import main as translate
+from transformer.export.verification import Agreement
+
+ODD = "one two\nred\u2028house\nred\x85house\rcat\n\n \nsmall\r\n\ufeffcat\x00one\nlast without end".encode()
+SERVED = ["--engine", "ctranslate2"]
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of the run. Tests only read it."""
+    directory = tmp_path_factory.mktemp("exports") / "float32"
+    assert export([str(run), "--to", "ctranslate2", str(directory)]) == 0
+    return directory
+
+
+def facts_of(directory: Path) -> dict[str, object]:
+    facts: dict[str, object] = json.loads((directory / "export.json").read_text(encoding="utf-8"))
+    return facts
+
+
+def test_an_export_is_verified_and_says_so(exported: Path) -> None:
+    facts = facts_of(exported)
+    assert facts["quantization"] is None
+    assert facts["float32"]["log_p"] < 1e-5  # type: ignore[index]
+    assert facts["float32"]["lines"] == 8  # type: ignore[index]
+    assert facts["outputs"]["bleu"] is not None  # type: ignore[index]
+    assert not list(exported.parent.glob(".*")), "nothing is left beside it"
+    held = {path.name for path in exported.iterdir()}
+    assert {"model.bin", "config.yaml", "export.json", "tokenizer"} <= held
+
+
+def test_every_line_in_is_a_line_out_of_the_moved_directory(
+    exported: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    moved = shutil.copytree(exported, tmp_path / "moved")
+    (tmp_path / "in").write_bytes(ODD)
+    assert translate([str(moved), "--input", str(tmp_path / "in"), *SERVED]) == 0
+    lines = capfdbinary.readouterr().out.split(b"\n")[:-1]
+    assert len(lines) == 8
+    assert lines[3] == lines[4] == b""
+
+
+def test_greedy_translations_and_scores_are_those_of_the_run(
+    run: Path, exported: Path, folder: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    source, target = str(folder / "valid.en"), str(folder / "valid.de")
+    for options in (["--search", "greedy", "--json"], ["--score", target, "--max-length", "40"]):
+        answers = []
+        for directory, engine in ((run, []), (exported, SERVED)):
+            assert translate([str(directory), "--input", source, *options, *engine]) == 0
+            answers.append(capfdbinary.readouterr().out.decode())
+        numbers = [[float(n) for n in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", text)] for text in answers]
+        assert numbers[0] == pytest.approx(numbers[1], abs=1e-4)
+        words = [re.sub(r"-?\d+\.\d+(?:e-?\d+)?", "", text) for text in answers]
+        assert words[0] == words[1]
+
+
+def test_n_best_prefixes_and_a_reference_work_as_with_a_run(
+    exported: Path, folder: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    arguments = [str(exported), "--input", str(folder / "valid.en"), *SERVED]
+    (tmp_path / "prefix").write_text("rot\n" * 8, encoding="utf-8")
+    asked = ["--json", "--beam", "4", "--n-best", "3", "--prefix", str(tmp_path / "prefix")]
+    assert translate([*arguments, *asked, "--reference", str(folder / "valid.de")]) == 0
+    captured = capfdbinary.readouterr()
+    assert b"bleu" in captured.err
+    for line in map(json.loads, captured.out.decode().splitlines()):
+        scores = [hypothesis["score"] for hypothesis in line["hypotheses"]]
+        assert 1 <= len(scores) <= 3
+        assert scores == sorted(scores, reverse=True)
+        assert all(h["text"].startswith("rot") for h in line["hypotheses"])
+
+
+def test_a_line_beyond_the_table_of_positions_is_translated_in_part_and_reported(
+    exported: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (tmp_path / "in").write_bytes(b"one\n" + b"red house " * 5000 + b"\ntwo\n")
+    options = ["--set", "decode.max_source_length=9999", "--max-length", "9999"]
+    assert translate([str(exported), "--input", str(tmp_path / "in"), *SERVED, *options, "--beam", "1"]) == 0
+    captured = capfdbinary.readouterr()
+    assert captured.out.count(b"\n") == 3
+    assert b"line 2: too long; only its first 1023 subwords" in captured.err
+
+
+def test_int8_is_smaller_and_tells_what_it_changed(
+    run: Path, exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "int8"
+    assert export([str(run), "--to", "ctranslate2", str(directory), "--quantization", "int8"]) == 0
+    said = capfd.readouterr().err
+    assert re.search(r"BLEU \d+\.\d\d before, \d+\.\d\d after", said)
+    assert facts_of(directory)["int8"]["log_p"] > 1e-5  # type: ignore[index]
+    assert (directory / "model.bin").stat().st_size < (exported / "model.bin").stat().st_size
+    assert translate([str(directory), "--precision", "float32", *SERVED]) == 2
+    assert "the export's numbers are int8" in capfd.readouterr().err
+
+
+def test_every_reason_is_told_at_once_and_nothing_is_written(
+    folder: Path,
+    config: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    odd = [config, "--run-dir", str(tmp_path / "odd"), "--placement", "keel", "--norm", "ada"]
+    odd += ["--set", "model.qk_norm=rms", "--set", "train.updates=1", "--set", "train.average=0"]
+    assert train(odd) == 0
+    (tmp_path / "taken").mkdir()
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    assert export([str(tmp_path / "odd"), "--to", "ctranslate2", str(tmp_path / "taken"), "--force"]) == 2
+    said = capsys.readouterr().err
+    for words in ("is no export", "placement: keel", "norm: ada", "qk_norm", "pip install"):
+        assert words in said
+    assert {path.name for path in tmp_path.iterdir()} == {"odd", "taken"}
+    assert not list((tmp_path / "taken").iterdir())
+
+
+def test_an_export_is_replaced_by_force_only(
+    run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = shutil.copytree(exported, tmp_path / "again")
+    (directory / "model.bin").write_bytes(b"")
+    assert export([str(run), "--to", "ctranslate2", str(directory)]) == 2
+    assert "--force replaces it" in capsys.readouterr().err
+    assert (directory / "model.bin").read_bytes() == b""
+    assert export([str(run), "--to", "ctranslate2", str(directory), "--force"]) == 0
+    assert (directory / "model.bin").read_bytes() == (exported / "model.bin").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+
+
+@pytest.mark.parametrize("failure", ["disagreement", "interrupt"])
+def test_an_export_that_fails_leaves_what_was_there(
+    failure: str, run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = shutil.copytree(exported, tmp_path / "kept")
+    (directory / "mine").touch()
+
+    def fail(*_: object) -> Agreement:
+        if failure == "interrupt":
+            raise KeyboardInterrupt
+        return Agreement(lines=8, subwords=70, log_p=0.5, greedy_same=8, greedy_loss=0.0)
+
+    monkeypatch.setattr(command.Lines, "agreement", fail)
+    for name in ("kept", "new"):
+        code = export([str(run), "--to", "ctranslate2", str(tmp_path / name), "--force"])
+        assert code == (2 if failure == "disagreement" else 130)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (directory / "mine").exists()
+
+
+def test_other_lines_can_be_given_and_their_reference_is_optional(
+    run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["--lines", str(folder / "train.en"), "--count", "5"]
+    assert export([str(run), "--to", "ctranslate2", str(tmp_path / "a"), *lines, "--json"]) == 0
+    captured = capfd.readouterr()
+    assert json.loads(captured.out)["outputs"]["lines"] == 5
+    assert "BLEU" not in captured.err
+    (tmp_path / "blank").write_text("\n \n", encoding="utf-8")
+    for wrong in (["--lines", str(tmp_path / "blank")], ["--reference", str(folder / "valid.de")]):
+        assert export([str(run), "--to", "ctranslate2", str(tmp_path / "b"), *wrong]) in (1, 2)
+    assert not (tmp_path / "b").exists()
+
+
+def test_runs_and_exports_are_not_mixed_up(
+    run: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert translate([str(exported)]) == 2
+    assert "--engine ctranslate2" in capsys.readouterr().err
+    assert translate([str(run), *SERVED]) == 1
+    assert "python -m transformer export" in capsys.readouterr().err
+    wrong = [str(exported), str(exported), "--checkpoint", "last", "--search", "sampling", *SERVED]
+    assert translate(wrong) == 2
+    said = capsys.readouterr().err
+    assert all(words in said for words in ("ensemble", "--checkpoint", "decode.search"))
+
+
+@pytest.mark.parametrize("broken", ["export.json", "model.bin", "tokenizer/joint.model", "format"])
+def test_a_broken_export_is_explained(
+    broken: str, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = shutil.copytree(exported, tmp_path / "broken")
+    if broken == "format":
+        (directory / "export.json").write_text(json.dumps({**facts_of(exported), "format": 99}))
+    else:
+        (directory / broken).write_bytes(b"{")
+    assert translate([str(directory), *SERVED]) == 1
+    assert str(directory) in capsys.readouterr().err
+
+
+def test_the_configuration_of_the_run_goes_with_it(run: Path, exported: Path) -> None:
+    ours, theirs = (
+        yaml.safe_load((each / "config.yaml").read_text(encoding="utf-8")) for each in (run, exported)
+    )
+    assert theirs["decode"].pop("precision") == "auto"
+    ours["decode"].pop("precision")
+    assert ours == theirs

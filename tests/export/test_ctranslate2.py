@@ -1,0 +1,228 @@
+"""CTranslate2 gives an exported model's numbers, and its engine keeps the translator's contract."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from transformer import NORMS, PLACEMENTS, Transformer
+from transformer.core.errors import CheckpointError, ConfigError
+from transformer.core.special import EOS
+from transformer.decoding import DecodeConfig, Limits
+from transformer.decoding.engine import Models, Request
+from transformer.decoding.penalties import average
+from transformer.export.conversion import write_model
+from transformer.export.engine import CTranslate2, cannot
+from transformer.export.folding import fold
+from transformer.export.verification import TOLERANCE, Lines
+from transformer.modules.folded import Wiring
+
+V, ROWS = 19, 24
+VOCABULARY = [f"piece{i}" for i in range(V)]
+SENTENCES = ["4 9 4 17 6", "5", "", "11 12 13 14 15 16 17 18 4", "8 8"]
+
+
+class Numbers:
+    """A tokenizer of numbers."""
+
+    size = V
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [[int(word) for word in text.split()] for text in texts]
+
+    def decode(self, ids: Any) -> str:
+        return " ".join(map(str, ids))
+
+    def pieces(self, ids: Any) -> list[str]:
+        return [VOCABULARY[i] for i in ids]
+
+
+def model_of(**flags: Any) -> Transformer:
+    shape = {"d_model": 16, "heads": 2, "d_ff": 24, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0}
+    model = Transformer(V, V, **{**shape, **flags}).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = 0.3 if parameter.dim() < 2 else 0.1
+            parameter += spread * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def engine_of(model: Transformer, folder: Path, quantization: str | None = None) -> CTranslate2:
+    write_model(fold(model, ROWS), VOCABULARY, VOCABULARY, folder, quantization)
+    return CTranslate2(folder, VOCABULARY, VOCABULARY, ROWS, threads=1)
+
+
+def lines_of(model: Transformer, references: list[str] | None = None) -> Lines:
+    decode = DecodeConfig(beam=3, max_length=10)
+    return Lines(model, (Numbers(), Numbers()), SENTENCES, references, decode, ROWS)
+
+
+def served(placement: str) -> bool:
+    model = Transformer(
+        V, V, placement=placement, d_model=8, heads=2, encoder_layers=2, decoder_layers=2, d_ff=8
+    )
+    return all(site.folded() is not None for site, _ in model.sites())
+
+
+SERVED = [name for name in PLACEMENTS if served(name)]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *({"placement": placement} for placement in SERVED),
+        *({"placement": placement, "norm": "rms"} for placement in ("admin", "pre", "peri")),
+        {"placement": "admin", "norm": "scale", "embedding_norm": True},
+        {
+            "placement": {"encoder": "sandwich", "decoder": "admin"},
+            "norm": {"encoder": "rms", "decoder": "layer"},
+        },
+        {"placement": "mix", "placement_options": {"share": 1}},
+        {"activation": "swiglu", "fix_norm": True},
+        {"activation": "gelu", "positions": "learned", "max_length": ROWS},
+    ],
+    ids=str,
+)
+def test_ctranslate2_gives_the_numbers_and_the_choices_of_the_model(
+    flags: dict[str, Any], tmp_path: Path
+) -> None:
+    model = model_of(**flags)
+    agreement = lines_of(model).agreement(engine_of(model, tmp_path))
+    assert agreement.holds
+    assert agreement.log_p < 1e-5
+    assert agreement.greedy_same == agreement.lines == 4
+
+
+def test_all_three_wirings_are_among_those() -> None:
+    found = {site.folded().wiring for name in SERVED for site, _ in model_of(placement=name).sites()}
+    assert found == set(Wiring)
+
+
+@pytest.mark.parametrize("forgotten", ["residual", "norm"])
+def test_an_export_with_a_fold_forgotten_is_noticed(forgotten: str, tmp_path: Path) -> None:
+    model = model_of(placement="admin")
+    engine = engine_of(model, tmp_path)
+    with torch.no_grad():
+        site = model.decoder.residuals(1)[1]
+        (site.omega if forgotten == "residual" else site.norm.weight).mul_(1.1)
+    agreement = lines_of(model).agreement(engine)
+    assert not agreement.holds
+    assert agreement.log_p > 10 * TOLERANCE
+
+
+def test_a_cross_attention_without_its_norms_is_noticed(tmp_path: Path) -> None:
+    """The sandwich's norms around cross-attention are where the model has them."""
+    model = model_of(placement="sandwich")
+    engine = engine_of(model, tmp_path)
+    for name in ("norm_in", "norm_out"):
+        site = model.decoder.residuals(0)[1]
+        kept = getattr(site, name)
+        setattr(site, name, torch.nn.Identity())
+        assert not lines_of(model).agreement(engine).holds, name
+        setattr(site, name, kept)
+    assert lines_of(model).agreement(engine).holds
+
+
+def test_int8_is_near_and_its_outputs_are_scored(tmp_path: Path) -> None:
+    model = model_of(placement="deepnorm", d_model=32)
+    engine = engine_of(model, tmp_path, "int8")
+    lines = lines_of(model, ["5 5", "6", "", "7 8 9", "4"])
+    agreement, outputs = lines.agreement(engine), lines.outputs(engine)
+    assert 0 < agreement.log_p < 1
+    assert outputs.lines == 5
+    assert outputs.bleu is not None
+
+
+def requests(limit: int, prefix: tuple[int, ...] = ()) -> list[Request]:
+    encoded = Numbers().encode_batch([s for s in SENTENCES if s])
+    return [Request(i, ids, Limits(limit + i, 0, prefix)) for i, ids in enumerate(encoded)]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Models, CTranslate2]:
+    """A model that hardly ever ends a sentence, here and served."""
+    model = model_of(tie_embeddings="none")
+    with torch.no_grad():
+        model.decoder.final_norm.bias *= 5
+        model.output.weight[EOS] = -0.1 * model.decoder.final_norm.bias
+    return Models([model], "float32"), engine_of(model, tmp_path_factory.mktemp("served"))
+
+
+@pytest.mark.parametrize(
+    "config", [{"search": "greedy"}, {"beam": 3, "n_best": 3}, {"beam": 3, "length_penalty": "none"}]
+)
+def test_hypotheses_keep_their_limits_and_have_the_models_log_p(
+    pair: tuple[Models, CTranslate2], config: dict[str, Any]
+) -> None:
+    ours, engine = pair
+    decode = DecodeConfig(**config)
+    asked = requests(3, prefix=(7, 1))  # 1, the unknown piece: a prefix may hold what search never chooses
+    with ours.working():
+        for request, found in zip(asked, engine.search(asked, decode), strict=True):
+            assert 1 <= len(found) <= decode.n_best
+            assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
+            for h in found:
+                assert h.tokens[:2] == (7, 1)
+                assert not set(h.tokens[2:]) & {0, 1, 2, EOS}
+                assert len(h.tokens) <= request.limits.cap
+                (expected,) = ours.token_log_probs([(request.source, h.tokens)])
+                assert h.log_probability == pytest.approx(sum(expected), abs=1e-4)
+                exponent = 0 if decode.length_penalty == "none" else 1
+                assert h.score == pytest.approx(h.log_probability / average(len(h.tokens) + 1, exponent))
+
+
+def test_greedy_search_finds_what_ours_finds(pair: tuple[Models, CTranslate2]) -> None:
+    ours, engine = pair
+    decode = DecodeConfig(search="greedy", min_length=2)
+    asked = [Request(r.number, r.source, Limits(r.limits.longest, 2)) for r in requests(4)]
+    with ours.working():
+        expected = [[h.tokens for h in found] for found in ours.search(asked, decode)]
+    assert [[h.tokens for h in found] for found in engine.search(asked, decode)] == expected
+    assert any(len(found[0]) == r.limits.cap for r, found in zip(asked, expected, strict=True))
+
+
+def test_what_is_not_a_number_is_an_error(tmp_path: Path) -> None:
+    model = model_of()
+    with torch.no_grad():
+        model.decoder.final_norm.weight.fill_(math.nan)
+    engine = engine_of(model, tmp_path)
+    with pytest.raises(CheckpointError, match="not numbers"):
+        engine.search(requests(3), DecodeConfig())
+
+
+@pytest.mark.parametrize(
+    ("config", "quantization", "paths"),
+    [
+        ({"precision": "auto"}, "int8", []),
+        ({"precision": "float32"}, "int8", ["decode.precision"]),
+        ({"precision": "bf16", "search": "sampling"}, None, ["decode.search", "decode.precision"]),
+        ({"length_penalty": "wu"}, None, ["decode.length_penalty"]),
+        ({"length_penalty": "wu", "search": "greedy"}, None, []),
+        ({"length_penalty": "wu", "alpha": 0}, None, []),
+    ],
+    ids=str,
+)
+def test_options_that_it_cannot_follow_are_told(
+    config: dict[str, Any], quantization: str | None, paths: list[str]
+) -> None:
+    assert [problem.path for problem in cannot(DecodeConfig(**config), quantization)] == paths
+
+
+def test_without_the_library_the_command_to_install_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    with pytest.raises(ConfigError, match=r"pip install .*ctranslate2"):
+        CTranslate2(tmp_path, VOCABULARY, VOCABULARY, ROWS)
+
+
+def test_the_page_tells_which_placements_and_norms_are_served() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    for kind, registry in (("placement", PLACEMENTS), ("norm", NORMS)):
+        assert all(f"`{name}`" in page for name in registry), kind

@@ -1,0 +1,150 @@
+"""CTranslate2 as an engine: the translator's contract, and what of it CTranslate2 cannot do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from ..core.errors import CheckpointError, Problem
+from ..core.special import BOS, EOS, PAD
+from ..decoding.config import DecodeConfig
+from ..decoding.engine import Request
+from ..decoding.hypothesis import Hypothesis
+from ..decoding.penalties import LENGTH_PENALTIES
+from ..decoding.ranking import NOT_NUMBERS
+from .conversion import ctranslate2
+
+# CTranslate2 divides log p by length^exponent; the exponent that is our penalty of that alpha.
+EXPONENTS: Mapping[str, Callable[[float], float]] = {
+    "none": lambda alpha: 0.0,
+    "average": lambda alpha: alpha,
+}
+
+
+def cannot(config: DecodeConfig, quantization: str | None) -> Iterator[Problem]:
+    """Options that CTranslate2 has no words for: refused, never ignored."""
+    if config.search not in ("beam", "greedy"):
+        message = f"CTranslate2 cannot be given the seed of each line's {config.search}"
+        yield Problem("decode.search", message, hint="use beam or greedy, or translate with the run itself")
+    ranked = config.search == "beam" and config.beam > 1 and config.alpha > 0
+    if ranked and config.length_penalty not in EXPONENTS:
+        message = f"CTranslate2's beam search has no penalty {config.length_penalty!r}"
+        yield Problem("decode.length_penalty", message, hint=f"use {' or '.join(EXPONENTS)}")
+    if config.precision != "auto" and (config.precision != "float32" or quantization):
+        made = quantization or "float32"
+        message = f"the export's numbers are {made}, not {config.precision}"
+        yield Problem("decode.precision", message, hint="leave it at auto, or export again")
+
+
+class CTranslate2:
+    """An exported model, found and scored by CTranslate2.
+
+    Its searches are its own: beam search stops once `beam` hypotheses have ended, ours once none can win.
+    Limits, banned ids and scores are as in ours. A hypothesis that is at its limit without EOS is cut there,
+    and log p of all hypotheses is computed anew, EOS included, so that scoring a translation gives the
+    number that the search reported.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        source_vocabulary: Sequence[str],
+        target_vocabulary: Sequence[str],
+        positions: int,
+        device: torch.device | None = None,
+        threads: int = 0,
+    ) -> None:
+        device = torch.device("cpu") if device is None else device
+        self.positions = positions
+        self.source, self.target = list(source_vocabulary), list(target_vocabulary)
+        self.ids = {piece: i for i, piece in enumerate(self.target)}
+        library = ctranslate2()
+        try:
+            self.translator = library.Translator(
+                str(directory), device=device.type, device_index=device.index or 0, intra_threads=threads
+            )
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{directory}: CTranslate2 cannot load it: {error}") from error
+
+    def working(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def search(self, requests: Sequence[Request], config: DecodeConfig) -> list[list[Hypothesis]]:
+        """All sentences under the loosest of their limits, then those that broke theirs once more, alike ones
+        together: CTranslate2 has one limit for a batch.
+        """
+        found = dict(zip(_numbers(requests), self._search(requests, config), strict=True))
+        broken = [r for r in requests if any(len(ids) > r.limits.cap for ids in found[r.number])]
+        for _, group in groupby(sorted(broken, key=_cap), key=_cap):
+            alike = list(group)
+            found.update(zip(_numbers(alike), self._search(alike, config), strict=True))
+        cut = [list(dict.fromkeys(tuple(ids) for ids in found[r.number])) for r in requests]
+        return self._scored(requests, cut, config)
+
+    def _search(self, requests: Sequence[Request], config: DecodeConfig) -> list[list[list[int]]]:
+        """Ids of each sentence's hypotheses, without EOS, cut at the loosest limit."""
+        longest = max(map(_cap, requests))
+        beam = config.beam if config.search == "beam" else 1
+        prefixes = [self._pieces(request.limits.prefix) for request in requests]
+        results = self.translator.translate_batch(
+            [[self.source[i] for i in request.source] for request in requests],
+            prefixes if any(prefixes) else None,
+            beam_size=beam,
+            num_hypotheses=min(config.n_best, beam),
+            length_penalty=EXPONENTS.get(str(config.length_penalty), EXPONENTS["none"])(config.alpha),
+            disable_unk=True,
+            suppress_sequences=[[self.target[PAD]], [self.target[BOS]]],
+            return_end_token=True,  # length then counts EOS, as ours does
+            max_input_length=0,
+            max_decoding_length=longest + 1,
+            min_decoding_length=min(config.min_length, longest),
+        )
+        return [[self._ids(tokens)[:longest] for tokens in result.hypotheses] for result in results]
+
+    def _scored(
+        self, requests: Sequence[Request], found: list[list[tuple[int, ...]]], config: DecodeConfig
+    ) -> list[list[Hypothesis]]:
+        """Hypotheses with their true log p, best first; none of probability 0."""
+        pairs = [(request.source, ids) for request, each in zip(requests, found, strict=True) for ids in each]
+        penalty = LENGTH_PENALTIES[str(config.length_penalty)]
+        totals = iter([sum(row) for row in self.token_log_probs(pairs)])
+        scored = []
+        for each in found:
+            hypotheses = []
+            for ids in each:
+                total = next(totals)
+                if math.isnan(total):
+                    raise CheckpointError(NOT_NUMBERS)
+                if total > -math.inf:
+                    hypotheses.append(Hypothesis(ids, total, total / penalty(len(ids) + 1, config.alpha)))
+            scored.append(sorted(hypotheses, key=lambda h: -h.score))
+        return scored
+
+    def token_log_probs(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        if not pairs:
+            return []
+        sources = [[self.source[i] for i in source] for source, _ in pairs]
+        targets = [self._pieces(target) for _, target in pairs]
+        results = self.translator.score_batch(sources, targets, max_input_length=0)
+        return [list(result.log_probs) for result in results]
+
+    def _pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self.target[i] for i in ids]
+
+    def _ids(self, pieces: Sequence[str]) -> list[int]:
+        """Ids up to EOS."""
+        ids = [self.ids[piece] for piece in pieces]
+        return ids[: ids.index(EOS)] if EOS in ids else ids
+
+
+def _cap(request: Request) -> int:
+    return request.limits.cap
+
+
+def _numbers(requests: Sequence[Request]) -> list[int]:
+    return [request.number for request in requests]
