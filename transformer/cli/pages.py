@@ -7,8 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..core.errors import ConfigError
 from ..core.reading import written
+from ..export.folding import fold
 from ..model.pairing import normless
+from ..model.transformer import Transformer
+from ..modules.folded import Folded
 from ..modules.norms import NORMS
 from ..modules.placements import PLACEMENTS
 from .catalogue import NO_NORM, PLAIN_NORM, SHAPE_TEXT, norm_facts, placement_facts
@@ -80,6 +86,48 @@ def norms_table() -> str:
 
 def norm_entries() -> str:
     return "\n\n".join(_norm(norm_facts(name)) for name in NORMS)
+
+
+def served_placements() -> str:
+    """Which placements an engine can serve, with their default options in stacks of four layers."""
+    rows = []
+    for entry in PLACEMENTS.entries():
+        model = Transformer(
+            8, 8, placement=entry.name, d_model=8, heads=2, d_ff=8, encoder_layers=4, decoder_layers=4
+        )
+        try:
+            wiring = f"`{fold(model, positions=8).decoder.wiring.value}`"
+        except ConfigError:
+            rows.append([f"`{entry.name}`", f"`{entry.equation}`", "no", ""])
+            continue
+        sites = [site.folded() for site, _ in model.sites()]
+        rows.append([f"`{entry.name}`", f"`{entry.equation}`", wiring, _factors(sites)])
+    return markdown_table(["placement", "computes", "served as", "folded into the weights"], rows)
+
+
+def _factors(sites: Sequence[Folded | None]) -> str:
+    """What is not 1 at some site."""
+    words = {
+        "residual": "the residual's factor",
+        "input": "the input's factor",
+        "output": "the output's factor",
+    }
+    moved = [
+        text
+        for name, text in words.items()
+        if any(bool((torch.as_tensor(getattr(site, name)) != 1).any()) for site in sites)
+    ]
+    return ", ".join(moved)
+
+
+def served_norms() -> str:
+    rows = []
+    for entry in NORMS.entries():
+        folded = entry.value(8).folded()
+        kind = "no" if folded is None else "LayerNorm" if folded.centred else "RMSNorm"
+        eps = "" if folded is None else "none" if folded.eps is None else "`model.norm_eps`"
+        rows.append([f"`{entry.name}`", f"`{entry.equation}`", kind, eps])
+    return markdown_table(["norm", "computes", "served as", "its eps"], rows)
 
 
 def _placement(facts: Mapping[str, Any]) -> str:
@@ -167,5 +215,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "placement_entries": placement_entries,
     "norms_table": norms_table,
     "norm_entries": norm_entries,
+    "served_placements": served_placements,
+    "served_norms": served_norms,
     "shape": lambda: f"Counted in a model of {SHAPE_TEXT}, with the default options.",
 }
