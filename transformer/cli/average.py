@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.errors import CheckpointError, ConfigError
+from ..core.rundir import CHECKPOINTS
 from ..training.checkpoint import average_checkpoints, write_weights
 from .command import Parser, command
 from .lines import say
@@ -34,12 +35,12 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--last {arguments.last}: at least one checkpoint is needed")
     config_file_of(arguments.run)
     paths = [weights_file(arguments.run, name) for name in arguments.checkpoints]
-    paths = paths or sorted((arguments.run / "checkpoints").glob("update-*.safetensors"))[-arguments.last :]
+    paths = paths or sorted((arguments.run / CHECKPOINTS).glob("update-*.safetensors"))[-arguments.last :]
     if not paths:
         raise CheckpointError(
             f"{arguments.run}: no checkpoints/update-*.safetensors; train with train.keep or train.average"
         )
-    target = arguments.output or arguments.run / "checkpoints" / "averaged.safetensors"
+    target = arguments.output or arguments.run / CHECKPOINTS / "averaged.safetensors"
     if target.exists() and "averaged" not in target.stem:
         raise ConfigError(f"--output {target} exists; choose another file")
     write_weights(target, average_checkpoints(paths), {"averaged": " ".join(path.stem for path in paths)})

@@ -11,12 +11,12 @@ from typing import Any
 
 from ..core.errors import ConfigError, DataError
 from ..core.plans import shown
+from ..core.rundir import TESTS
 from ..data.dataset import read_parallel
 from ..decoding.translator import Translator
 from ..studies.bootstrap import SAMPLES, Resampled, paired_bootstrap
 from ..studies.cells import differences, read_result
 from ..studies.judging import ALPHA, p_words
-from ..studies.outcomes import TESTS
 from .command import Parser, command, whole_number
 from .config import Config
 from .lines import json_line, read_lines, say

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.errors import CheckpointError, ConfigError
+from ..core.rundir import RESULT
 from ..data.dataset import read_parallel
 from ..decoding.translator import Translator
 from .command import Parser, command, whole_number
-from .result import RESULT, read_result
+from .result import read_result
 from .runs import load_run, pick_device
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..core.loading import load
+from ..core.rundir import TOKENIZERS
 from ..data.tokenizer import load_tokenizers
 from ..model.config import ModelConfig
 from ..model.pairing import SUBLAYERS
@@ -21,7 +22,6 @@ from ..training.schedules import SCHEDULES, make_schedule
 from .command import MODEL_FLAGS, Parser, command
 from .config import Config
 from .resolve import config_file_of
-from .runs import TOKENIZERS
 from .wiring import stack_facts, stack_text
 
 FAR = 2**53  # stands for a last update that is not known: the warm-up does not depend on it

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core.errors import ConfigError, DataError
 from ..core.loading import to_yaml
+from ..core.rundir import CONFIG_FILE
 from ..data.dataset import read_parallel
 from ..decoding.config import DecodeConfig
 from ..export.conversion import ctranslate2, write_model
@@ -20,7 +21,6 @@ from ..export.plain import PlainTransformer
 from ..export.verification import TOLERANCE, Lines
 from .command import Parser, command, whole_number
 from .lines import finite, json_line, read_lines, say
-from .resolve import CONFIG_FILE
 from .result import versions
 from .runs import Run, load_run, pick_device
 

@@ -19,14 +19,15 @@ from ..core.errors import CheckpointError, ConfigError
 from ..core.loading import Override, load
 from ..core.options import options
 from ..core.registry import unknown
+from ..core.rundir import CHECKPOINTS, RESULT, TOKENIZERS
 from ..core.signature import options_of
 from .command import EXIT_CODES, Parser, command, whole_number
 from .config import Config
 from .explain import vocabularies
 from .probe_flags import OPTION, items_of, number_of, plans_of, seeds_of, split_overrides
 from .resolve import config_file_of, run_config
-from .result import RESULT, commit, how_it_ended, versions
-from .runs import TOKENIZERS, pick_device, weights_file
+from .result import commit, how_it_ended, versions
+from .runs import pick_device, weights_file
 
 FEW = Probe.batches
 # What a probe measures without a configuration: seconds on a CPU, and layers enough to tell a law of growth.
@@ -183,7 +184,7 @@ def _arms(
         raise ConfigError(f"{run} was trained as another model; leave out --set model...")
     file = weights_file(run, arguments.checkpoint)
     if not file.is_file():
-        kept = run / "checkpoints"
+        kept = run / CHECKPOINTS
         there = [path.stem for path in sorted(kept.glob("*.safetensors"))]
         there += ["last"] if weights_file(run, "last").is_file() else []
         why = how_it_ended(run) if arguments.checkpoint is None and (run / RESULT).exists() else ""

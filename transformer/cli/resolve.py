@@ -8,10 +8,10 @@ from pathlib import Path
 from ..core.configuration import Section
 from ..core.errors import CheckpointError, ConfigError, Problem
 from ..core.loading import Override, load
+from ..core.rundir import CONFIG_FILE
 from ..training import config as training
 from .config import Config, default_run_dir
 
-CONFIG_FILE = "config.yaml"
 CHANGEABLE = tuple(f"train.{name}" for name in training.CHANGEABLE)
 Overrides = Sequence[str | Override]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from ..core.errors import CheckpointError
 from ..core.plans import shown
+from ..core.rundir import RESULT
 from ..model.transformer import Transformer
 from ..training.checkpoint import write_atomically
 from ..training.trainer import Outcome
 from .config import Config
 from .lines import finite
 
-RESULT = "result.json"
 PACKAGES = ("prepost-transformer", "torch", "numpy", "sentencepiece", "sacrebleu", "safetensors", "pydantic")
 
 

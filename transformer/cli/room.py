@@ -8,21 +8,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.errors import ConfigError
-from .resolve import CONFIG_FILE
-from .result import RESULT
-from .runs import TOKENIZERS, WEIGHTS
+from ..core.rundir import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    DATA_REPORT,
+    LOG,
+    METRICS,
+    RESULT,
+    TENSORBOARD,
+    TESTS,
+    TOKENIZERS,
+    WEIGHTS,
+)
 
-DATA_REPORT = "data.json"
-TESTS = "tests"  # translations of the test sets
 PARTIAL = ".partial"
 FIRST_WORDS = "run directory"  # of the log of every start
 # What preparing data leaves behind when it fails or is interrupted: a new run does not use it.
-PREPARED = {TOKENIZERS, DATA_REPORT, "log.txt"}
+PREPARED = {TOKENIZERS, DATA_REPORT, LOG}
 # A run that --overwrite replaces is moved entry by entry to the first, which then is the second until the new
 # run begins to train, and the third while it is deleted: each change of name is one step, so that a start
 # that is killed loses nothing.
 MOVING, REPLACED, DISCARDED = ".moving", ".replaced", ".discarded"
-WRITTEN = PREPARED | {CONFIG_FILE, RESULT, WEIGHTS, TESTS, "checkpoints", "metrics.jsonl", "tensorboard"}
+WRITTEN = PREPARED | {CONFIG_FILE, RESULT, WEIGHTS, TESTS, CHECKPOINTS, METRICS, TENSORBOARD}
 
 
 @contextmanager
@@ -100,7 +107,7 @@ def _ours(name: str) -> bool:
 
 def _began(run_dir: Path) -> bool:
     """Whether the log begins as every start's does: then what PREPARED names here is ours."""
-    log = run_dir / "log.txt"
+    log = run_dir / LOG
     if not log.is_file():
         return False
     with open(log, encoding="utf-8", errors="replace") as lines:

@@ -9,15 +9,13 @@ from pathlib import Path
 import torch
 
 from ..core.errors import CheckpointError, ConfigError
+from ..core.rundir import CHECKPOINTS, RESULT, TOKENIZERS, WEIGHTS
 from ..data.tokenizer import Tokenizer, load_tokenizers
 from ..model.transformer import Transformer
 from ..training.checkpoint import load_model_weights
 from .config import Config
 from .resolve import run_config
-from .result import RESULT, how_it_ended
-
-WEIGHTS = "model.safetensors"
-TOKENIZERS = "tokenizer"
+from .result import how_it_ended
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,8 @@ def weights_file(directory: Path, checkpoint: str | None) -> Path:
     if checkpoint is None:
         return directory / WEIGHTS
     if checkpoint == "last":
-        return directory / "checkpoints" / "last" / WEIGHTS
-    within = directory / "checkpoints" / f"{checkpoint}.safetensors"
+        return directory / CHECKPOINTS / "last" / WEIGHTS
+    within = directory / CHECKPOINTS / f"{checkpoint}.safetensors"
     return within if within.is_file() else Path(checkpoint)
 
 

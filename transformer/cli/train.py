@@ -15,6 +15,7 @@ import torch
 from ..core.errors import ConfigError
 from ..core.loading import to_yaml
 from ..core.plans import shown
+from ..core.rundir import CHECKPOINTS, CONFIG_FILE, DATA_REPORT, RESULT, TESTS, WEIGHTS
 from ..data.batching import BatchStream
 from ..data.dataset import Prepared, prepare, read_parallel
 from ..decoding.translator import Translator
@@ -28,10 +29,10 @@ from .command import EXIT_CODES, INTERRUPTED, MODEL_FLAGS, Parser, command
 from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .lines import say
-from .resolve import CHANGEABLE, CONFIG_FILE, new_config, resumed_config
-from .result import RESULT, commit, describe_result, how_it_ended, versions, write_result
-from .room import DATA_REPORT, FIRST_WORDS, TESTS, room, settle
-from .runs import WEIGHTS, pick_device
+from .resolve import CHANGEABLE, new_config, resumed_config
+from .result import commit, describe_result, how_it_ended, versions, write_result
+from .room import FIRST_WORDS, room, settle
+from .runs import pick_device
 
 EXIT = {"completed": 0, "diverged": 3, "interrupted": INTERRUPTED}
 PREFETCH = 4  # batches made ahead of the trainer
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         return _check(config, resume)
     run_dir = Path(str(config.run_dir))
     with nullcontext() if resume else room(run_dir, arguments.overwrite):
-        return train(config, run_dir, device, resume, [parser.prog, *argv])
+        return train(config, run_dir, device, resume, [*parser.prog.split(), *argv])
 
 
 def train(
@@ -77,7 +78,7 @@ def train(
         f"{model.parameter_count():,} parameters, placement {shown(config.model.placement)}, on {device}"
     )
     trainer = wire(config, run_dir, data, model.to(device), logbook)
-    if resume and ((run_dir / "checkpoints").exists() or (run_dir / WEIGHTS).exists()):
+    if resume and ((run_dir / CHECKPOINTS).exists() or (run_dir / WEIGHTS).exists()):
         trainer.resume()
     else:
         if resume:

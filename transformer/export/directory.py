@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from ..core.errors import CheckpointError, Problem
+from ..core.rundir import TOKENIZERS
 from ..data.tokenizer import JOINT, SOURCE, TARGET, Tokenizer, load_tokenizers
 from .engine import CTranslate2
 
-MANIFEST, TOKENIZERS = "export.json", "tokenizer"
+MANIFEST = "export.json"
 FORMAT = 1
 
 

@@ -17,10 +17,10 @@ from ..core.errors import ConfigError, Problem
 from ..core.loading import Override, load
 from ..core.plans import shown
 from ..core.reading import read_yaml
+from ..core.rundir import CONFIG_FILE, RESULT
 from .config import ARM, DEPTH, DEPTHS, Study, Values, scored_set
 
 RUNS = Path("runs/studies")
-CONFIG_FILE, RESULT = "config.yaml", "result.json"
 LONGEST_NAME = 150  # bytes; file systems stop at 255, and a seed, a digest and an ending follow
 # What two runs of one cell may differ in: where they are, and what is written when.
 FREE = (

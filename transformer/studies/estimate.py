@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.rundir import METRICS
 from .cells import FINISHED, Cell, State, flat, read_result
 from .runner import Slots, command_of, environment, threads_of
 
@@ -120,7 +121,7 @@ def timed(cell: Cell, slots: Slots) -> Timing | str:
             env=environment(threads_of(short, slots.threads)),
             check=False,
         )
-        metrics = run_dir / "metrics.jsonl"
+        metrics = run_dir / METRICS
         lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
         at = {r["update"]: r["seconds"] for r in map(json.loads, lines) if "seconds" in r}
         if WARM not in at or TIMED not in at:

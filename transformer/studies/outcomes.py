@@ -11,12 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..core.rundir import METRICS, TESTS
 from .cells import FINISHED, Cell, flat, load_yaml, read_result, state
 from .config import Study, scored_set
 from .statistics import updates_to
 
-METRICS_FILE = "metrics.jsonl"
-TESTS = "tests"  # NAME.hyp and NAME.ref, a sentence a line
 Curve = list[tuple[int, float]]
 _log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ def load(cell: Cell, target: float | None = None) -> Outcome | None:
 
 
 def _read(cell: Cell, target: float | None) -> Outcome:
-    result, records = read_result(cell.run_dir), _records(cell.run_dir / METRICS_FILE)
+    result, records = read_result(cell.run_dir), _records(cell.run_dir / METRICS)
     outcome = Outcome(
         cell=cell,
         status=result["status"],

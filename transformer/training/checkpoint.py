@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
+from ..core.rundir import CHECKPOINTS, WEIGHTS
 
 TIED = "tied"
-WEIGHTS, STATE = "model.safetensors", "trainer.pt"
+STATE = "trainer.pt"
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -238,11 +239,11 @@ def _brief(value: object) -> str:
 
 def _others(path: Path) -> str:
     """What else of the run could be used instead, newest first: never chosen silently."""
-    run = next((p.parent for p in path.parents if p.name == "checkpoints"), path.parent)
+    run = next((p.parent for p in path.parents if p.name == CHECKPOINTS), path.parent)
     found = [
         run / WEIGHTS,
         *run.glob("checkpoints/update-*.safetensors"),
-        run / "checkpoints" / "last" / WEIGHTS,
+        run / CHECKPOINTS / "last" / WEIGHTS,
     ]
     usable = sorted(
         {p for p in found if p.is_file() and p != path}, key=lambda p: p.stat().st_mtime, reverse=True

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ..core.rundir import LOG, METRICS, TENSORBOARD
 from .monitor import Reading
 
 if TYPE_CHECKING:
@@ -43,14 +44,14 @@ class Logbook:
         self.bar: tqdm[Any] | None = None
         self.events: SummaryWriter | None = None
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.metrics_path = run_dir / "metrics.jsonl"
+        self.metrics_path = run_dir / METRICS
 
     def open(self, update: int = 0, total: int | None = None, position: int = 0) -> None:
         """Begin, or go on after `update`: what stands past byte `position` of metrics.jsonl is dropped."""
         if self.metrics_path.exists() and self.metrics_path.stat().st_size > position:
             os.truncate(self.metrics_path, position)
         if self.tensorboard:
-            self.events = _summary_writer(self.run_dir / "tensorboard", update)
+            self.events = _summary_writer(self.run_dir / TENSORBOARD, update)
         self._show(lambda: self._open_bar(update, total))
 
     def _open_bar(self, update: int, total: int | None) -> None:
@@ -83,7 +84,7 @@ class Logbook:
             self._show(lambda: bar.update(update - bar.n))
 
     def _write(self, text: str) -> None:
-        with open(self.run_dir / "log.txt", "a", encoding="utf-8") as log:
+        with open(self.run_dir / LOG, "a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     def _show(self, write: Callable[[], object]) -> None:

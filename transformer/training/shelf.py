@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .checkpoint import WEIGHTS, average_checkpoints, read_weights, write_weights
+from ..core.rundir import CHECKPOINTS, WEIGHTS
+from .checkpoint import average_checkpoints, read_weights, write_weights
 from .config import TrainConfig
 from .progress import Progress
 
@@ -22,7 +23,7 @@ class Shelf:
     def __init__(self, run_dir: Path, config: TrainConfig, metadata: Mapping[str, str]) -> None:
         self.config, self.metadata = config, dict(metadata)
         self.model = run_dir / WEIGHTS
-        self.checkpoints = run_dir / "checkpoints"
+        self.checkpoints = run_dir / CHECKPOINTS
         self.last = self.checkpoints / "last"
         self.best = self.checkpoints / "best.safetensors"
         self.metrics: dict[str, float] = {}
