@@ -5,7 +5,8 @@ python benchmarks/claims_large.py configs/studies/warmup.yaml --corpus multi30k 
 The study file's questions and arms stay. What fits its small model goes: size, batch, threads. The base is
 configs/paper/CORPUS.yaml, warm-ups and time scales grow with the number of updates, and learning rates are
 multiplied by --rates, but SGD's are not: Adam's best rate falls with the width. What is not finished in time
-goes on with the same command; the report says what is missing. SIGTERM ends it as the time does.
+goes on with the same command; the report says what is missing. A target stays what it was, and may be easy
+for the large model. SIGTERM ends it as the time does.
 
 A grid of 36 runs of 3,000 updates takes longer than nine minutes on any one GPU: its seeds come one after
 the other, so a first call ends in answers that are not testable yet. Fewer --updates, or more calls.
@@ -146,6 +147,7 @@ def main() -> int:
             print(f"{study.name}: the time is over; the same command goes on", flush=True)
         if not list((place / study.name / "cells").glob("*/result.json")):
             print(f"{study.name}: no run has ended yet, there is nothing to report", flush=True)
+            code = code if ended in (0, None) else 1
             continue
         reported = subprocess.run([*command, "--report-only"], cwd=ROOT, check=False)
         if ended not in (0, None) or reported.returncode:

@@ -42,7 +42,7 @@ one thread each of an AMD EPYC with AVX512-BF16 (two cores, torch 2.13.0, Novemb
 `train.precision: auto` is bf16 products with float32 weights.
 
 *Result* has a part for each question that counts: how much better or worse the first side is (95 % interval),
-in nats of validation loss where nothing else is said.
+in nats of validation loss where nothing else is said; a gap is validation less training nll.
 
 | | claim and source | tested on | result | verdict |
 | ---: | --- | --- | --- | --- |"""
@@ -118,10 +118,12 @@ def short(answer: Mapping[str, Any]) -> str:
 def _gain(found: Mapping[str, Any]) -> str:
     metric, failed = found["metric"], [found[side]["failed"] for side in ("this", "that")]
     if any(failed) or found["gain"] is None:
-        verb = "missed the target" if metric == "updates_to_target" else "diverged"
+        verbs = {"updates_to_target": "missed the target", "lr_range": "worked at no rate"}
+        verb = verbs.get(metric, "diverged")
         return f"{verb} {failed[0]} of {len(found['seeds'])} against {failed[1]} of {len(found['seeds'])}"
     digits = 0 if metric == "updates_to_target" else 2 if higher_is_better(metric) else 3
-    unit = {"updates_to_target": " updates", "lr_range": " decades"}.get(metric, "")
+    units = {"updates_to_target": " updates", "lr_range": " decades", "gap": " of gap"}
+    unit = units.get(metric, "")
     unit = " BLEU" if metric.endswith("bleu") else unit
     side, sign = ("better", 1) if found["gain"] > 0 else ("worse", -1)
     bounds = ""

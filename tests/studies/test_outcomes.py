@@ -161,6 +161,7 @@ def made_up(folder: Path, status: str, records: list[dict[str, Any]]) -> Cell:
     return cell
 
 
+ENDED = '"status": "completed", "seconds": 1, "parameters": 7, "valid_loss": 3.0'
 RECORDS = [
     {"update": 2, "loss": 5.0, "nll": 4.0},
     {"update": 2, "valid_loss": 4.0, "valid_nll": 3.25},
@@ -213,7 +214,15 @@ def test_what_was_measured_and_was_no_number_is_nan_and_what_was_not_measured_is
 
 @pytest.mark.parametrize(
     ("file", "text"),
-    [("metrics.jsonl", '{"update": 2, "lo'), ("result.json", '{"status": "completed", "test": {}}')],
+    [
+        ("metrics.jsonl", '{"update": 2, "lo'),
+        ("metrics.jsonl", ""),
+        ("metrics.jsonl", '{"update": 2, "valid_loss": 4.0}\n'),
+        ("result.json", '{"status": "completed", "test": {}}'),
+        ("result.json", '{"status": "completed", "test": null}'),
+        ("result.json", f'{{{ENDED}, "updates": Infinity}}'),
+        ("result.json", f'{{{ENDED}, "updates": 4, "test": {{"news": null}}}}'),
+    ],
 )
 def test_a_damaged_cell_is_told_and_left_out(
     tmp_path: Path, file: str, text: str, caplog: pytest.LogCaptureFixture

@@ -398,8 +398,11 @@ def test_the_range_of_workable_rates_is_compared_seed_by_seed() -> None:
 def test_an_arm_that_works_nowhere_has_no_range_whatever_it_began_with() -> None:
     nowhere = {rate: (None, 8.9, 8.0) for rate in WIDE}
     found = ranged("better", sweep(WIDE, "a"), sweep(nowhere, "b"))
-    assert found.comparisons[0].scores[1] == {1: 0.0, 2: 0.0, 3: 0.0}
+    assert found.comparisons[0].failed == (0, 3)
+    assert "worked at no rate 0 of 3 against 3 of 3" in found.words
     assert found.verdict == YES
+    everywhere = {rate: (2.0, 2.0, 2.0) for rate in WIDE}
+    assert ranged("better", sweep(everywhere, "a"), sweep(nowhere, "b")).verdict == YES
     later = sweep(nowhere, "b")
     for run in later:
         object.__setattr__(run, "train_curve", [(1, 20.0)])
@@ -410,9 +413,24 @@ def test_ranges_over_other_rates_are_not_compared() -> None:
     fewer = {rate: WIDE[rate] for rate in (1e-3, 1e-2)}
     found = ranged("differs", sweep(WIDE, "a"), sweep(fewer, "b"))
     assert found.verdict == OPEN
-    assert "no range of rates for b: seed 1, 2, 3" in found.notes
+    assert "no range of workable rates (decades), left out: b, seed 1; b, seed 2; b, seed 3" in found.notes
     unfinished = {**WIDE, 1e-1: (5.0, 6.0)}
     assert ranged("differs", sweep(WIDE, "a"), sweep(unfinished, "b")).comparisons[0].seeds == [1, 2]
+
+
+def test_two_arms_that_work_at_every_rate_are_not_the_same_for_that() -> None:
+    both = {rate: (2.0, 2.1, 2.2) for rate in WIDE}
+    found = ranged("same", sweep(both, "a"), sweep(both, "b"), margin=0.1)
+    assert found.verdict == OPEN
+    assert "both work at every rate tried: 1, 2, 3 of the seeds" in found.notes
+    one = {**both, 1e-1: (5.0, 5.0, 2.2)}
+    assert ranged("better", sweep(both, "a"), sweep(one, "b")).comparisons[0].seeds == [1, 2]
+
+
+def test_a_target_above_where_the_runs_began_says_so() -> None:
+    found = ranged("better", sweep(WIDE, "a"), sweep(WIDE, "b"), target=9.5)
+    assert found.verdict == OPEN
+    assert any("a run began at a loss of 9, below the target" in note for note in found.notes)
 
 
 def test_the_range_is_asked_of_the_arm_that_trains_best() -> None:
@@ -439,10 +457,30 @@ def test_a_difference_is_compared_with_another_difference() -> None:
     assert found.verdict == YES
     assert found.comparisons[0].scores[0] == pytest.approx({1: 1.0, 2: 0.99, 3: 1.01})
     assert found.numbers[0]["gain"] == pytest.approx(-0.9)
+    assert found.words.startswith("width 1 against width 2, as differences: 1.000 against 0.100")
     turned = answer(asked("worse", over="best", **against, against=sides), outcomes)
     assert turned.verdict == NO
     without = [run for run in outcomes if run.cell.values != {"arm": "b", "width": 2}]
     assert answer(question, without).words == "no finished run: b, width 2"
+
+
+def test_a_run_that_failed_within_a_difference_counts_or_is_named() -> None:
+    """Of the first pair: this failed at seed 1, that at seed 2, both at seed 3. Of the second: this at 4."""
+    ours = {1: (None, 3.0, None, 3.0, 3.1, 3.2, 3.3), 2: (2.1, 2.2, 2.1, None, 2.2, 2.1, 2.2)}
+    theirs = {1: (2.0, None, None, 2.0, 2.1, 2.2, 2.3), 2: (2.0, 2.1, 2.0, 2.0, 2.1, 2.0, 2.1)}
+    outcomes = [
+        with_value(run, width=width)
+        for width in (1, 2)
+        for run in (*runs(ours[width], arm="a"), *runs(theirs[width], arm="b"))
+    ]
+    sides = {"this": {"arm": "a", "width": 1}, "that": {"arm": "b", "width": 1}}
+    against = {"this": {"arm": "a", "width": 2}, "that": {"arm": "b", "width": 2}}
+    found = answer(asked("worse", over="best", **sides, against=against), outcomes)
+    (comparison,) = found.comparisons
+    assert comparison.seeds == [1, 4, 5, 6, 7]
+    assert comparison.failed == (1, 1)
+    assert comparison.signs == (1, 4)
+    assert found.notes[-1] == "no validation loss, left out: width 1, seed 2; width 1, seed 3"
 
 
 def with_value(run: Outcome, **values: Any) -> Outcome:

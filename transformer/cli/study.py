@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
     own = shard(cells, *_part(arguments.shard)) if arguments.shard else cells
     out = arguments.out or arguments.runs / study.name / "report"
     if arguments.report_only:
-        return _report(study, cells, out, again)
+        _report(study, cells, out, again)
+        return 0
     slots = Slots.of(arguments.jobs, arguments.device)
     left = [cell for cell in own if known[cell.name] not in FINISHED]
     if arguments.dry_run:
@@ -69,11 +70,11 @@ def main(argv: Sequence[str]) -> int:
         say(f"{summary.interrupted}: the same command goes on")
         return INTERRUPTED
     try:
-        _report(study, cells, out, again)
+        missing = _report(study, cells, out, again)
     except UserError as error:
         say(f"no report: {error}")
         return 1
-    return 1 if summary.unfinished else 0
+    return 1 if summary.unfinished or missing & {cell.name for cell in own} else 0
 
 
 def _launch(cells: Sequence[Cell], arguments: argparse.Namespace, folder: Path) -> int:
@@ -91,8 +92,8 @@ def _launch(cells: Sequence[Cell], arguments: argparse.Namespace, folder: Path) 
     return 0
 
 
-def _report(study: Study, cells: Sequence[Cell], out: Path, again: str) -> int:
-    """Write the report from what is finished, and say what is missing."""
+def _report(study: Study, cells: Sequence[Cell], out: Path, again: str) -> set[str]:
+    """Write the report from what is finished; say what is missing, and return it."""
     outcomes = outcomes_of(study, cells)
     if not outcomes:
         raise ConfigError("no cell of the study is finished: there is nothing to report")
@@ -103,7 +104,7 @@ def _report(study: Study, cells: Sequence[Cell], out: Path, again: str) -> int:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         say(f"{len(missing)} of {len(cells)} cells are missing: {', '.join(missing[:5])}{more}")
     print(out / "report.md")
-    return 0
+    return {*missing}
 
 
 def _again(file: str, base: str | None, overrides: Sequence[str]) -> str:

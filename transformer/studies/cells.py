@@ -125,7 +125,7 @@ def _state(cell: Cell) -> State:
     if result.get("status") == "diverged":
         return "diverged"
     tests = set(load_yaml(cell).get("data", {}).get("test") or {})
-    if result.get("status") == "completed" and tests <= set(result.get("test", {})):
+    if result.get("status") == "completed" and tests <= set(result.get("test") or {}):
         return "completed"
     return "interrupted"
 

@@ -248,6 +248,11 @@ class Study(Section):
             yield Problem(f"{path}.metric", f"{question.metric} needs the study's target")
         if question.against and (question.over == "each" or question.metric == LR_RANGE):
             yield Problem(f"{path}.against", f"not with over: each, nor with {LR_RANGE}")
+        if (
+            question.against
+            and {"this": question.this, "that": question.that} == question.against.model_dump()
+        ):
+            yield Problem(f"{path}.against", "this is the question's own difference", hint="name another one")
         if question.metric == LR_RANGE and not self._same_rates(sides, named):
             message = f"{LR_RANGE} is over the rates of the axis {RATE}, the same ones for both sides"
             yield Problem(

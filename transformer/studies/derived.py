@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .config import LR_RANGE, RATE
 from .groups import LOSS, Group, label, plain, split_by
 from .outcomes import Outcome
-from .statistics import sensitivity, workable_decades
+from .statistics import ROUNDING, sensitivity, workable_decades
 
 
 @dataclass(frozen=True)
 class Derived(Group):
-    """A setting without runs of its own: `made` has the numbers, metric -> seed -> value."""
+    """A setting without runs of its own: `made` has the numbers, metric -> seed -> value.
+
+    Seeds in `fallen` are worse than any number, as diverged runs are; of those in `absent` nothing is known.
+    """
 
     made: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    fallen: Sequence[int] = ()
+    absent: Sequence[int] = ()
+
+    @property
+    def ended(self) -> int:
+        return len(self.made.get(LOSS, {}))
 
     def _measured(self, metric: str) -> dict[int, float]:
-        return dict(self.made.get(metric, {}))
+        return {seed: v for seed, v in self.made.get(metric, {}).items() if seed not in self.fallen}
+
+    def fell_short(self, metric: str) -> list[int]:
+        return list(self.fallen) if metric in self.made else []
+
+    def unmeasured(self, metric: str) -> list[int]:
+        return list(self.absent)
 
 
 def initial_losses(runs: Iterable[Outcome]) -> list[float]:
@@ -72,6 +87,7 @@ def ranges(groups: Sequence[Group], target: float) -> tuple[list[Group], list[st
     """The groups without their rate, each with the range of its workable rates; and what limits it.
 
     All are measured by the same rates, and a diverged run counts as the lowest loss that any run began with.
+    A seed without any workable rate has fallen.
     """
     rates = sorted(_by_rate(groups))
     starts = initial_losses(run for group in groups for run in group.runs.values())
@@ -80,22 +96,45 @@ def ranges(groups: Sequence[Group], target: float) -> tuple[list[Group], list[st
     notes = []
     for values, members in split_by(groups, keys):
         name, made = label(values), {}
-        if starts and min(starts) > target:
+        if starts and min(starts) <= target:
+            notes.append(
+                f"a run began at a loss of {min(starts):.3g}, below the target: no rate is told apart"
+            )
+        elif starts:
             made = _seedwise(members, rates, lambda losses: workable_decades(losses, target, min(starts)))
         runs = {seed for group in members for seed in group.runs}
-        if absent := sorted(runs - made.keys()):
-            notes.append(f"no range of rates for {name}: seed {', '.join(map(str, absent))}")
         for rate, word in ((rates[0], "lowest"), (rates[-1], "highest")):
             group = _by_rate(members).get(rate)
             if group is not None and any(group.scores(LOSS).get(s, math.inf) <= target for s in made):
                 notes.append(f"the range of {name} reaches the {word} rate tried: it may be wider")
         losses = {s: min(g.scores(LOSS).get(s, math.inf) for g in members) for s in made}
-        found.append(Derived(values, {}, {LR_RANGE: made, LOSS: losses}))
-    return found, notes
+        fallen = [seed for seed, loss in losses.items() if loss > target]
+        numbers = {LR_RANGE: made, LOSS: losses}
+        found.append(Derived(values, {}, numbers, fallen, sorted(runs - made.keys())))
+    return found, list(dict.fromkeys(notes))
+
+
+def both_everywhere(this: Group, that: Group, rates: Sequence[float]) -> list[int]:
+    """Seeds at which both sides work at all rates: how much further each would go is not known."""
+    whole = math.log10(max(rates) / min(rates)) * (1 - ROUNDING)
+    ours, theirs = this.scores(LR_RANGE), that.scores(LR_RANGE)
+    return [seed for seed, decades in ours.items() if decades >= whole and theirs.get(seed, 0.0) >= whole]
+
+
+def without(group: Group, seeds: Sequence[int]) -> Group:
+    """The group as if nothing were known of these seeds."""
+    assert isinstance(group, Derived)
+    made = {m: {s: v for s, v in held.items() if s not in seeds} for m, held in group.made.items()}
+    return replace(group, made=made, absent=sorted({*group.absent, *seeds}))
 
 
 def difference(this: Group, that: Group, metric: str) -> Group:
-    """What `this` has more of the metric than `that`, seed by seed where both have it."""
+    """What `this` has more of the metric than `that`, seed by seed.
+
+    A seed at which this alone failed has fallen; where that failed, or either is not known, it is absent.
+    """
     ours, theirs = this.scores(metric), that.scores(metric)
     made = {seed: value - theirs[seed] for seed, value in ours.items() if seed in theirs}
-    return Derived(this.values, {}, {metric: made})
+    fallen = [seed for seed in this.fell_short(metric) if seed in theirs]
+    absent = sorted({*this.runs, *that.runs} - made.keys() - {*fallen})
+    return Derived(this.values, {}, {metric: made}, fallen, absent)

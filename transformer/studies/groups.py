@@ -52,6 +52,11 @@ class Group:
         return mean_of(list(self.scores(metric).values()))
 
     @property
+    def ended(self) -> int:
+        """How many seeds are known."""
+        return len(self.runs) - len(self.unmeasured(LOSS))
+
+    @property
     def loss(self) -> Mean | None:
         return self.mean(LOSS)
 
@@ -95,7 +100,7 @@ def best_of(groups: Sequence[Group]) -> Group | None:
 
 def complete(groups: Sequence[Group]) -> list[Group]:
     """The settings with as many seeds as any: with fewer, one lucky seed would be a good setting."""
-    ended = [len(group.runs) - len(group.unmeasured(LOSS)) for group in groups]
+    ended = [group.ended for group in groups]
     return [group for group, count in zip(groups, ended, strict=True) if count == max(ended)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .bootstrap import BOOTSTRAPPED
-from .config import higher_is_better
+from .config import LR_RANGE, higher_is_better
 from .groups import TO_TARGET, Group
 from .statistics import Mean, Paired, mean_of, paired, sign_test, split_chance
 
@@ -44,7 +44,11 @@ RULES = (
     "The range of workable rates is how many decades of the learning rate, within those tried, have a"
     " validation loss of at most the study's target, the loss taken to be straight over the log of the rate;"
     " a diverged run counts as the lowest loss that any of the compared runs began with. It is found for each"
-    " seed that has a result at every rate.",
+    " seed that has a result at every rate. No workable rate at all counts as divergence does, and a seed at"
+    " which both sides work at every rate that was tried tells nothing.",
+    'A question about a difference of differences ("as differences") compares what one pair differs by with'
+    " what another pair differs by, within seeds. Where the first of a pair failed and the second did not,"
+    " the difference is worse than any; where the second failed, the seed is left out, and named.",
     'Over "best", whatever the question leaves open (the learning rate, say) is tuned for each arm, among the'
     " settings for which most seeds have ended: fewest diverged seeds first, then the lowest validation loss,"
     " as a mean over seeds; test sets are not looked at. The seeds that chose the best setting also compare"
@@ -99,7 +103,7 @@ class Comparison:
 
     def counts(self) -> str:
         """`diverged 3 of 3 against 0 of 3`."""
-        verb = "missed the target" if self.metric == TO_TARGET else "diverged"
+        verb = {TO_TARGET: "missed the target", LR_RANGE: "worked at no rate"}.get(self.metric, "diverged")
         return f"{verb} {self.failed[0]} of {len(self.seeds)} against {self.failed[1]} of {len(self.seeds)}"
 
     def to_dict(self) -> dict[str, Any]:

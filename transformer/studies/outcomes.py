@@ -80,8 +80,9 @@ def load(cell: Cell, target: float | None = None) -> Outcome | None:
         return None
     try:
         return _read(cell, target)
-    except (KeyError, TypeError, ValueError) as error:  # a copy that was cut short, say
-        _log.warning("%s: its files are damaged, and it is left out (%r)", cell.run_dir, error)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # a copy that was cut short, say
+        said = "its files are damaged, and it is left out; delete the directory to train it again"
+        _log.warning("%s: %s (%r)", cell.run_dir, said, error)
         return None
 
 
@@ -93,7 +94,7 @@ def _read(cell: Cell, target: float | None) -> Outcome:
         diverged=result["status"] == "diverged",
         curve=_curve(records, "valid_loss"),
         train_curve=_curve(records, "loss"),
-        tests=result.get("test", {}),
+        tests=result.get("test") or {},
         updates=int(result["updates"]),
         seconds=float(result["seconds"]),
         parameters=int(result["parameters"]),
@@ -103,6 +104,11 @@ def _read(cell: Cell, target: float | None) -> Outcome:
         config=flat(load_yaml(cell)),
         target=target,
     )
+    if not all(isinstance(scores, Mapping) for scores in outcome.tests.values()):
+        raise ValueError(f"scores of test sets: {outcome.tests}")
+    last = outcome.curve[-1][0] if outcome.curve else None
+    if outcome.status == "completed" and last != outcome.updates:
+        raise ValueError(f"the last validation is of update {last}, the run ended at {outcome.updates}")
     loss = outcome.measure("valid_loss")
     return outcome if loss is None or math.isfinite(loss) else replace(outcome, diverged=True)
 

@@ -210,6 +210,7 @@ def _facts(
             "claim": v.question.claim,
             "expect": v.question.expect,
             "margin": v.question.margin,
+            **({"against": v.question.against.model_dump(mode="json")} if v.question.against else {}),
             "verdict": v.verdict,
             "words": v.words,
             "notes": v.notes,

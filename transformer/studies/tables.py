@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.errors import DataError
 from ..core.plans import shown
 from .bootstrap import BOOTSTRAPPED, paired_bootstrap
 from .cells import FREE
@@ -32,6 +34,7 @@ from .outcomes import Outcome
 from .statistics import Mean
 from .verdicts import Verdict
 
+_log = logging.getLogger(__name__)
 # Where a run is, and what is written when: nothing that decides it.
 UNTOLD = ("seed", *FREE)
 
@@ -149,7 +152,11 @@ class Bootstraps:
                 self.known[key] = []
             else:
                 first, second, reference = (text or [] for text in texts)
-                self.known[key] = paired_bootstrap(first, second, reference, chrf=False)
+                try:
+                    self.known[key] = paired_bootstrap(first, second, reference, chrf=False)
+                except DataError as error:
+                    _log.warning("%s and %s: no bootstrap of %s: %s", *key, error)
+                    self.known[key] = []
         return self.known[key]
 
 

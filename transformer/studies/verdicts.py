@@ -9,7 +9,7 @@ from typing import Any
 from .bootstrap import BOOTSTRAPPED
 from .cells import Cell
 from .config import LR_RANGE, RATE, Question
-from .derived import difference, ranges
+from .derived import both_everywhere, difference, ranges, without
 from .groups import (
     LOSS,
     TO_TARGET,
@@ -77,6 +77,7 @@ def answer(
     concerned = [g for g in grouped(outcomes) if any(g.matches(chosen) for _, chosen in question.sides)]
     wanting = sorted(cell.name for cell in missing if _concerns(question, cell))
     notes = [f"not finished: {few_names(wanting)}"] if wanting else []
+    rates = [float(plain(g.values[RATE])) for g in concerned if RATE in g.values]
     if metric == LR_RANGE and target is not None:
         concerned, told = ranges(concerned, target)
         notes += told
@@ -89,7 +90,10 @@ def answer(
     else:
         pairs = _settings(question, held["this"], held["that"])
     if question.against:
-        pairs = _contrast(pairs[0], held["against.this"], held["against.that"], metric)
+        pairs = _contrast(question, pairs[0], held["against.this"], held["against.that"], metric)
+    if metric == LR_RANGE:
+        pairs, told = _bounded(pairs, rates)
+        notes += told
     if not pairs:
         return Verdict(question, NOT_TESTABLE, "no setting has finished runs of both", [], notes)
     comparisons = [compare(*pair, metric, question.margin) for pair in pairs]
@@ -139,13 +143,37 @@ def _tuned(question: Question, these: Sequence[Group], those: Sequence[Group]) -
 
 
 def _contrast(
-    pair: tuple[str, Group, Group], these: Sequence[Group], those: Sequence[Group], metric: str
+    question: Question,
+    pair: tuple[str, Group, Group],
+    these: Sequence[Group],
+    those: Sequence[Group],
+    metric: str,
 ) -> Pairs:
     """The difference of a pair, and the one it is compared with, as a pair."""
     this, that = best_of(these), best_of(those)
+    assert question.against is not None
     assert this is not None
     assert that is not None
-    return [("", difference(pair[1], pair[2], metric), difference(this, that, metric))]
+    own, other = question.this, question.against.this
+    sides = [
+        label(
+            {key: value for key, value in side.items() if key not in rest or plain(rest[key]) != plain(value)}
+        )
+        for side, rest in ((own, other), (other, own))
+    ]
+    name = f"{sides[0]} against {sides[1]}, as differences"
+    return [(name, difference(pair[1], pair[2], metric), difference(this, that, metric))]
+
+
+def _bounded(pairs: Pairs, rates: Sequence[float]) -> tuple[Pairs, list[str]]:
+    """Without the seeds at which both sides work at every rate that was tried."""
+    found, notes = [], []
+    for setting, this, that in pairs:
+        if seeds := both_everywhere(this, that, rates):
+            this, that = without(this, seeds), without(that, seeds)
+            notes.append(f"both work at every rate tried: {', '.join(map(str, seeds))} of the seeds")
+        found.append((setting, this, that))
+    return found, notes
 
 
 def _tries(question: Question, these: Sequence[Group], those: Sequence[Group]) -> list[str]:
@@ -168,7 +196,8 @@ def _unusual(groups: Sequence[Group], metric: str) -> list[str]:
         name = label(group.only(keys))
         absent += [f"{name}, seed {seed}" for seed in group.unmeasured(metric)]
         if metric != TO_TARGET:
-            failed = [seed for seed in group.fell_short(metric) if group.runs[seed].status != "diverged"]
+            runs = {seed: group.runs[seed] for seed in group.fell_short(metric) if seed in group.runs}
+            failed = [seed for seed, run in runs.items() if run.status != "diverged"]
             broken += [f"{name}, seed {seed}" for seed in failed]
     told = {f"no finite {metric_name(metric)}, counted as diverged": broken}
     told[f"no {metric_name(metric)}, left out"] = absent
