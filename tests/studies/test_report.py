@@ -426,6 +426,15 @@ def test_a_lines_sensitivity_counts_diverged_seeds_at_the_initial_loss() -> None
     assert line_sensitivity(line) == pytest.approx(sensitivity({1e-3: 3.0, 1e-2: (9.0 + 4.0) / 2}, 9.0))
 
 
+def test_an_arm_that_begins_high_has_no_larger_sensitivity_for_that() -> None:
+    settings = [(arm, rate, 3.0 if rate < 1e-2 else None) for arm in ("a", "b") for rate in (1e-3, 1e-2)]
+    outcomes = [made({"arm": arm, "train.lr": rate}, 1, loss) for arm, rate, loss in settings]
+    for run in outcomes[2:]:
+        object.__setattr__(run, "train_curve", [(1, 90.0)])
+    one, other = (line_sensitivity(line) for line in lines_of(grouped(outcomes)))
+    assert one == other == pytest.approx(3.0)
+
+
 @pytest.mark.parametrize("tie", ["all", "none"])
 def test_operations_are_twice_the_entries_of_the_matrices_a_token_meets(tie: Any) -> None:
     config = ModelConfig(d_model=16, heads=2, d_ff=40, encoder_layers=3, decoder_layers=2, tie_embeddings=tie)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from .config import LR_RANGE, RATE
 from .groups import LOSS, Group, label, plain, split_by
@@ -65,16 +66,19 @@ def _seedwise(
     return {seed: value for seed, value in found.items() if value is not None}
 
 
-def seed_sensitivities(groups: Sequence[Group]) -> dict[int, float]:
+def lowest_start(groups: Iterable[Group]) -> float | None:
+    """The lowest loss at initialisation of all runs: without norms a model may begin anywhere above it."""
+    return min(initial_losses(run for group in groups for run in group.runs.values()), default=None)
+
+
+def seed_sensitivities(groups: Sequence[Group], initial: float | None) -> dict[int, float]:
     """The sensitivity to the rate of each seed that has a result at every rate (`statistics.sensitivity`).
 
-    `groups` differ in the rate alone. The loss at initialisation is the highest among their runs. A seed
-    that learned nothing at any rate has none: it would look as if no rate were worse than another.
+    `groups` differ in the rate alone; `initial` is the loss that stands for all above it. A seed that learned
+    nothing at any rate has no sensitivity: it would look as if no rate were worse than another.
     """
-    starts = initial_losses(run for group in groups for run in group.runs.values())
-    if not starts:
+    if initial is None:
         return {}
-    initial = max(starts)
 
     def of(losses: dict[float, float | None]) -> float | None:
         learned = any(loss is not None and loss < initial for loss in losses.values())
@@ -90,18 +94,16 @@ def ranges(groups: Sequence[Group], target: float) -> tuple[list[Group], list[st
     A seed without any workable rate has fallen.
     """
     rates = sorted(_by_rate(groups))
-    starts = initial_losses(run for group in groups for run in group.runs.values())
+    start = lowest_start(groups)
     keys = sorted({key for group in groups for key in group.values} - {RATE})
     found: list[Group] = []
     notes = []
     for values, members in split_by(groups, keys):
         name, made = label(values), {}
-        if starts and min(starts) <= target:
-            notes.append(
-                f"a run began at a loss of {min(starts):.3g}, below the target: no rate is told apart"
-            )
-        elif starts:
-            made = _seedwise(members, rates, lambda losses: workable_decades(losses, target, min(starts)))
+        if start is not None and start > target:
+            made = _seedwise(members, rates, partial(workable_decades, target=target, initial=start))
+        elif start is not None:
+            notes.append(f"a run began at a loss of {start:.3g}, below the target: no rate is told apart")
         runs = {seed for group in members for seed in group.runs}
         for rate, word in ((rates[0], "lowest"), (rates[-1], "highest")):
             group = _by_rate(members).get(rate)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..core.errors import ConfigError
 from .config import RATE
+from .derived import lowest_start
 from .groups import WARMUP, Group, axes_of, best_of, family_keys, label, plain, rate_text, split_by
 from .judging import MIXED, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED
 
@@ -79,6 +80,7 @@ class Line:
     short: str  # within a panel of its family
     groups: list[Group]
     look: Mapping[str, Any]
+    start: float | None = None  # the lowest loss at initialisation of the study's runs
 
     @property
     def best(self) -> Group:
@@ -93,6 +95,7 @@ class Line:
 
 def lines_of(groups: Sequence[Group]) -> list[Line]:
     """Colour tells arms apart and line style warm-ups; where only one of them varies, both follow it."""
+    start = lowest_start(groups)
     families, warmups = family_keys(groups), [WARMUP] if WARMUP in axes_of(groups) else []
     inner = [key for key in warmups if key not in families]
     found: list[Line] = []
@@ -102,7 +105,7 @@ def lines_of(groups: Sequence[Group]) -> list[Line]:
             style = levels.index(float(plain(own[WARMUP]))) if own else i
             short = label(own) if own else ""
             look = _look(i, style, hollow=bool(own and style))
-            found.append(Line(label(values), label({**values, **own}), short, held, look))
+            found.append(Line(label(values), label({**values, **own}), short, held, look, start))
     return found
 
 

@@ -199,7 +199,7 @@ def draw_rates(groups: Sequence[Group]) -> Drawn:
     caption = (
         "Mean over the seeds that trained; bars reach from the lowest seed to the highest."
         " S is the sensitivity to the rate: the mean over log rate of min(loss, loss at initialisation)"
-        " less the best loss, seed by seed, a diverged run counting as the loss at initialisation;"
+        " less the best loss, seed by seed, a diverged run counting as the latter, the lowest of all arms;"
         " it is small where all rates do alike, well or badly."
     )
     caption += " Counts above: seeds that diverged at that rate." if deepest else ""
@@ -237,7 +237,7 @@ def _rate_line(axes: Axes, line: Line, place: float) -> float:
 
 def line_sensitivity(line: Line) -> float | None:
     """The sensitivity of a line to the rate, a mean over seeds; None where no seed ran at all rates."""
-    found = mean_of(list(seed_sensitivities(line.groups).values()))
+    found = mean_of(list(seed_sensitivities(line.groups, line.start).values()))
     return None if found is None else found.mean
 
 
