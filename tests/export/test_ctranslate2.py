@@ -155,24 +155,29 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Models, CTranslate2]
 
 
 @pytest.mark.parametrize(
-    "config", [{"search": "greedy"}, {"beam": 3, "n_best": 3}, {"beam": 3, "length_penalty": "none"}]
+    "config", [{"search": "greedy"}, {"beam": 5, "n_best": 5}, {"beam": 3, "length_penalty": "none"}]
 )
+@pytest.mark.parametrize("prefix", [(), (7, 1), (7, 1, 5, 6, 8)], ids=len)  # 1: search never chooses it
 def test_hypotheses_keep_their_limits_and_have_the_models_log_p(
-    pair: tuple[Models, CTranslate2], config: dict[str, Any]
+    pair: tuple[Models, CTranslate2], prefix: tuple[int, ...], config: dict[str, Any]
 ) -> None:
+    """Prefixes of two leave choices, one of five is all that the shorter limits allow."""
     ours, engine = pair
     decode = DecodeConfig(**config)
-    asked = requests(3, prefix=(7, 1))  # 1, the unknown piece: a prefix may hold what search never chooses
+    asked = requests(3, prefix)
     with ours.working():
-        for request, found in zip(asked, engine.search(asked, decode), strict=True):
-            assert 1 <= len(found) <= decode.n_best
+        for request, found, expected in zip(
+            asked, engine.search(asked, decode), ours.search(asked, decode), strict=True
+        ):
+            assert len(found) == len(expected)
+            assert len({h.tokens for h in found}) == len(found)
             assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
             for h in found:
-                assert h.tokens[:2] == (7, 1)
-                assert not set(h.tokens[2:]) & {0, 1, 2, EOS}
+                assert h.tokens[: len(prefix)] == prefix
+                assert not set(h.tokens[len(prefix) :]) & {0, 1, 2, EOS}
                 assert len(h.tokens) <= request.limits.cap
-                (expected,) = ours.token_log_probs([(request.source, h.tokens)])
-                assert h.log_probability == pytest.approx(sum(expected), abs=1e-4)
+                (log_probs,) = ours.token_log_probs([(request.source, h.tokens)])
+                assert h.log_probability == pytest.approx(sum(log_probs), abs=1e-4)
                 exponent = 0 if decode.length_penalty == "none" else 1
                 assert h.score == pytest.approx(h.log_probability / average(len(h.tokens) + 1, exponent))
 

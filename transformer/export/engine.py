@@ -83,11 +83,15 @@ class CTranslate2:
         for _, group in groupby(sorted(broken, key=_cap), key=_cap):
             alike = list(group)
             found.update(zip(_numbers(alike), self._search(alike, config), strict=True))
-        cut = [list(dict.fromkeys(tuple(ids) for ids in found[r.number])) for r in requests]
-        return self._scored(requests, cut, config)
+        # Where a prefix leaves nothing to choose, beams of probability 0 repeat it.
+        distinct = [list(dict.fromkeys(map(tuple, found[r.number]))) for r in requests]
+        return self._scored(requests, distinct, config)
 
     def _search(self, requests: Sequence[Request], config: DecodeConfig) -> list[list[list[int]]]:
-        """Ids of each sentence's hypotheses, without EOS, cut at the loosest limit."""
+        """Ids of each sentence's hypotheses, without EOS.
+
+        One step more than the longest has room for would make the hypotheses that differ there alone equal.
+        """
         longest = max(map(_cap, requests))
         beam = config.beam if config.search == "beam" else 1
         prefixes = [self._pieces(request.limits.prefix) for request in requests]
@@ -101,10 +105,10 @@ class CTranslate2:
             suppress_sequences=[[self.target[PAD]], [self.target[BOS]]],
             return_end_token=True,  # length then counts EOS, as ours does
             max_input_length=0,
-            max_decoding_length=longest + 1,
+            max_decoding_length=longest,
             min_decoding_length=min(config.min_length, longest),
         )
-        return [[self._ids(tokens)[:longest] for tokens in result.hypotheses] for result in results]
+        return [[self._ids(tokens) for tokens in result.hypotheses] for result in results]
 
     def _scored(
         self, requests: Sequence[Request], found: list[list[tuple[int, ...]]], config: DecodeConfig
