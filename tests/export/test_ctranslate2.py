@@ -55,7 +55,7 @@ def model_of(**flags: Any) -> Transformer:
 
 def engine_of(model: Transformer, folder: Path, quantization: str | None = None) -> CTranslate2:
     write_model(fold(model, ROWS), VOCABULARY, VOCABULARY, folder, quantization)
-    return CTranslate2(folder, VOCABULARY, VOCABULARY, ROWS, threads=1)
+    return CTranslate2(folder, VOCABULARY, VOCABULARY, ROWS, threads=1, quantization=quantization)
 
 
 def lines_of(model: Transformer, references: list[str] | None = None) -> Lines:
@@ -82,6 +82,16 @@ SERVED = [name for name in PLACEMENTS if served(name)]
         {
             "placement": {"encoder": "sandwich", "decoder": "admin"},
             "norm": {"encoder": "rms", "decoder": "layer"},
+        },
+        {
+            "norm": {"encoder": {"1": "rms", "default": "layer"}, "decoder": "layer"},
+            "encoder_layers": 3,
+            "decoder_layers": 1,
+        },
+        {
+            "placement": "sandwich",
+            "norm": {"encoder": "rms", "decoder": {"2": "rms", "default": "layer"}},
+            "encoder_layers": 1,
         },
         {"placement": "mix", "placement_options": {"share": 1}},
         {"activation": "swiglu", "fix_norm": True},
@@ -199,6 +209,35 @@ def test_what_is_not_a_number_is_an_error(tmp_path: Path) -> None:
     engine = engine_of(model, tmp_path)
     with pytest.raises(CheckpointError, match="not numbers"):
         engine.search(requests(3), DecodeConfig())
+
+
+def test_errors_of_the_library_are_told_with_a_remedy(tmp_path: Path) -> None:
+    write_model(fold(model_of(), 3), VOCABULARY, VOCABULARY, tmp_path)
+    engine = CTranslate2(tmp_path, VOCABULARY, VOCABULARY, positions=ROWS, threads=1)
+    for answer in (
+        lambda: engine.search(requests(3), DecodeConfig()),
+        lambda: engine.token_log_probs([([4, 5, 6, 7], [4])]),
+    ):
+        with pytest.raises(CheckpointError, match=r"No position encodings.*; export again"):
+            answer()
+        engine.device = torch.device("cuda")  # where a library may be missing, which it finds out late
+        with pytest.raises(CheckpointError, match="--device cpu"):
+            answer()
+        engine.device = torch.device("cpu")
+
+
+def test_a_vocabulary_of_another_export_is_told(tmp_path: Path) -> None:
+    write_model(fold(model_of(), ROWS), VOCABULARY, VOCABULARY, tmp_path)
+    engine = CTranslate2(tmp_path, VOCABULARY, [*VOCABULARY[:4], *map(str, range(4, V))], ROWS, threads=1)
+    with pytest.raises(CheckpointError, match=r"no piece 'piece\d+'.*; export again"):
+        engine.search(requests(3), DecodeConfig(search="greedy"))
+
+
+def test_numbers_that_the_device_has_not_are_no_warning(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert lines_of(model := model_of()).agreement(engine_of(model, tmp_path, "float16")).log_p < 1
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
 
@@ -58,18 +58,33 @@ class CTranslate2:
         positions: int,
         device: torch.device | None = None,
         threads: int = 0,
+        quantization: str | None = None,
     ) -> None:
-        device = torch.device("cpu") if device is None else device
-        self.positions = positions
+        self.directory, self.positions = directory, positions
+        self.device = torch.device("cpu") if device is None else device
         self.source, self.target = list(source_vocabulary), list(target_vocabulary)
         self.ids = {piece: i for i, piece in enumerate(self.target)}
         library = ctranslate2()
-        try:
+        kind, index = self.device.type, self.device.index or 0
+        with self._told():
+            # Where the device has no such numbers, CTranslate2 takes float32 too, with a warning each time.
+            has = quantization is None or quantization in library.get_supported_compute_types(kind, index)
             self.translator = library.Translator(
-                str(directory), device=device.type, device_index=device.index or 0, intra_threads=threads
+                str(directory),
+                device=kind,
+                device_index=index,
+                compute_type="default" if has else "float32",
+                intra_threads=threads,
             )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A context in which CTranslate2's errors become one that has a remedy."""
+        try:
+            yield
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{directory}: CTranslate2 cannot load it: {error}") from error
+            remedy = "export again" if self.device.type == "cpu" else "--device cpu needs no CUDA library"
+            raise CheckpointError(f"{self.directory}: CTranslate2 says: {error}; {remedy}") from error
 
     def working(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -95,19 +110,20 @@ class CTranslate2:
         longest = max(map(_cap, requests))
         beam = config.beam if config.search == "beam" else 1
         prefixes = [self._pieces(request.limits.prefix) for request in requests]
-        results = self.translator.translate_batch(
-            [[self.source[i] for i in request.source] for request in requests],
-            prefixes if any(prefixes) else None,
-            beam_size=beam,
-            num_hypotheses=min(config.n_best, beam),
-            length_penalty=EXPONENTS.get(str(config.length_penalty), EXPONENTS["none"])(config.alpha),
-            disable_unk=True,
-            suppress_sequences=[[self.target[PAD]], [self.target[BOS]]],
-            return_end_token=True,  # length then counts EOS, as ours does
-            max_input_length=0,
-            max_decoding_length=longest,
-            min_decoding_length=min(config.min_length, longest),
-        )
+        with self._told():
+            results = self.translator.translate_batch(
+                [[self.source[i] for i in request.source] for request in requests],
+                prefixes if any(prefixes) else None,
+                beam_size=beam,
+                num_hypotheses=min(config.n_best, beam),
+                length_penalty=EXPONENTS.get(str(config.length_penalty), EXPONENTS["none"])(config.alpha),
+                disable_unk=True,
+                suppress_sequences=[[self.target[PAD]], [self.target[BOS]]],
+                return_end_token=True,  # length then counts EOS, as ours does
+                max_input_length=0,
+                max_decoding_length=longest,
+                min_decoding_length=min(config.min_length, longest),
+            )
         return [[self._ids(tokens) for tokens in result.hypotheses] for result in results]
 
     def _scored(
@@ -134,7 +150,8 @@ class CTranslate2:
             return []
         sources = [[self.source[i] for i in source] for source, _ in pairs]
         targets = [self._pieces(target) for _, target in pairs]
-        results = self.translator.score_batch(sources, targets, max_input_length=0)
+        with self._told():
+            results = self.translator.score_batch(sources, targets, max_input_length=0)
         return [list(result.log_probs) for result in results]
 
     def _pieces(self, ids: Sequence[int]) -> list[str]:
@@ -142,7 +159,11 @@ class CTranslate2:
 
     def _ids(self, pieces: Sequence[str]) -> list[int]:
         """Ids up to EOS."""
-        ids = [self.ids[piece] for piece in pieces]
+        try:
+            ids = [self.ids[piece] for piece in pieces]
+        except KeyError as error:
+            message = f"{self.directory}: its tokenizer has no piece {error}, CTranslate2's vocabulary has"
+            raise CheckpointError(f"{message}; export again") from error
         return ids[: ids.index(EOS)] if EOS in ids else ids
 
 
