@@ -14,9 +14,10 @@ from ..core.rundir import CONFIG_FILE
 from ..data.dataset import read_parallel
 from ..decoding.config import DecodeConfig
 from ..export.conversion import ctranslate2, write_model
-from ..export.directory import open_export, unusable, write_manifest, write_tokenizers, written_whole
+from ..export.directory import open_export, unusable, write_tokenizers, written_whole
 from ..export.engine import cannot
 from ..export.folding import fold
+from ..export.manifest import ENGINES, QUANTIZATIONS, write_manifest
 from ..export.plain import PlainTransformer
 from ..export.verification import TOLERANCE, Lines
 from .command import Parser, command, whole_number
@@ -33,8 +34,6 @@ lines: the log-probability of every subword, greedy search, and translations as 
 By default the lines are the beginning of the run's validation text.
 
 With --quantization the float32 export is verified first; what the quantization changes is then reported."""
-ENGINES = ("ctranslate2",)
-QUANTIZATIONS = ("int8", "float16")
 COUNT = 200
 
 
@@ -60,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _folded(run: Run, rows: int, arguments: argparse.Namespace) -> PlainTransformer:
     """The model as a plain Transformer; ConfigError with all that stands against the export."""
-    problems = list(unusable(arguments.directory, arguments.force))
+    problems = list(unusable(arguments.directory, arguments.run, arguments.force))
     plain = None
     try:
         plain = fold(run.model, rows)
@@ -141,10 +140,7 @@ def _write(
             )
     outputs = lines.outputs(engine)
     say(str(outputs))
-    facts["outputs"] = outputs.to_dict()
-    facts = finite(facts)
-    write_manifest(folder, facts)
-    return facts
+    return write_manifest(folder, finite({**facts, "outputs": outputs.to_dict()}))
 
 
 def _parser() -> Parser:
