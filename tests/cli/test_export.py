@@ -40,7 +40,7 @@ def test_an_export_is_verified_and_says_so(exported: Path) -> None:
     assert facts["quantization"] is None
     assert facts["float32"]["log_p"] < 1e-5  # type: ignore[index]
     assert facts["float32"]["lines"] == 8  # type: ignore[index]
-    assert facts["outputs"]["bleu"] is not None  # type: ignore[index]
+    assert list(facts["outputs"]["bleu"]) == ["run", "float32"]  # type: ignore[index,call-overload]
     assert not list(exported.parent.glob(".*")), "nothing is left beside it"
     held = {path.name for path in exported.iterdir()}
     assert {"model.bin", "config.yaml", "export.json", "tokenizer"} <= held
@@ -105,7 +105,7 @@ def test_int8_is_smaller_and_tells_what_it_changed(
     directory = tmp_path / "int8"
     assert export([str(run), "--to", "ctranslate2", str(directory), "--quantization", "int8"]) == 0
     said = capfd.readouterr().err
-    assert re.search(r"BLEU \d+\.\d\d before, \d+\.\d\d after", said)
+    assert re.search(r"BLEU: run \d+\.\d\d, float32 \d+\.\d\d, int8 \d+\.\d\d ", said)
     assert facts_of(directory)["int8"]["log_p"] > 1e-5  # type: ignore[index]
     assert (directory / "model.bin").stat().st_size < (exported / "model.bin").stat().st_size
     assert translate([str(directory), "--precision", "float32", *SERVED]) == 2
@@ -213,7 +213,7 @@ def test_other_lines_can_be_given_and_their_reference_is_optional(
     captured = capfd.readouterr()
     assert json.loads(captured.out)["outputs"]["lines"] == 5
     assert "BLEU" not in captured.err
-    (tmp_path / "blank").write_text("\n \n", encoding="utf-8")
+    (tmp_path / "blank").write_text("\n \n\x01\n\x02\n", encoding="utf-8")  # no subword, though not blank
     wrong = {"--lines": (tmp_path / "blank", 1), "--reference": (folder / "valid.de", 2)}
     for flag, (file, code) in wrong.items():
         assert export([str(run), "--to", "ctranslate2", str(tmp_path / "b" / "c"), flag, str(file)]) == code
@@ -296,6 +296,18 @@ def test_an_edited_export_is_refused(
     said = capsys.readouterr().err
     assert "export again" in said
     assert str(directory) in said
+
+
+def test_limits_without_end_make_no_table_without_end(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = without_training(run, tmp_path / "run")
+    config = yaml.safe_load((copy / "config.yaml").read_text(encoding="utf-8"))
+    config["decode"]["max_source_length"] = 10**13
+    (copy / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert export([str(copy), "--to", "ctranslate2", str(tmp_path / "served")]) == 0
+    assert facts_of(tmp_path / "served")["positions"] == command.MOST_POSITIONS
+    assert f"{command.MOST_POSITIONS:,} positions are served" in capfd.readouterr().err
 
 
 def test_two_tokenizers_learned_positions_and_a_checkpoint_are_served(

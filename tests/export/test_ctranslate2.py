@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,10 +144,12 @@ def test_int8_is_near_and_its_outputs_are_scored(tmp_path: Path) -> None:
     model = model_of(placement="deepnorm", d_model=32)
     engine = engine_of(model, tmp_path, "int8")
     lines = lines_of(model, ["5 5", "6", "", "7 8 9", "4"])
-    agreement, outputs = lines.agreement(engine), lines.outputs(engine)
-    assert 0 < agreement.log_p < 1
-    assert outputs.lines == 5
+    assert 0 < lines.agreement(engine).log_p < 1
+    outputs = lines.outputs({"run again": lines.translations(lines.ours), "int8": lines.translations(engine)})
+    assert outputs.lines == outputs.same["run again"] == 5
     assert outputs.bleu is not None
+    assert list(outputs.bleu) == ["run", "run again", "int8"]
+    assert outputs.bleu["run"] == outputs.bleu["run again"]
 
 
 def requests(limit: int, prefix: tuple[int, ...] = ()) -> list[Request]:
@@ -238,6 +241,17 @@ def test_numbers_that_the_device_has_not_are_no_warning(
 ) -> None:
     assert lines_of(model := model_of()).agreement(engine_of(model, tmp_path, "float16")).log_p < 1
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 0.9, "top_k": 3, "n_best": 9}])
+def test_who_follows_the_advice_against_sampling_is_refused_no_more(more: dict[str, Any]) -> None:
+    config = DecodeConfig(search="sampling", **more)
+    (problem,) = cannot(config, None)
+    advised = dict(re.findall(r"decode\.(\w+)=([\d.]+\d|\d)", problem.hint))
+    assert set(advised) == set(more)
+    followed = {**config.model_dump(), **{name: float(value) for name, value in advised.items()}}
+    for search in ("beam", "greedy"):
+        assert not list(cannot(DecodeConfig(**{**followed, "search": search}), None))
 
 
 @pytest.mark.parametrize(

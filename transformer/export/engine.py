@@ -30,7 +30,11 @@ def cannot(config: DecodeConfig, quantization: str | None) -> Iterator[Problem]:
     """Options that CTranslate2 has no words for: refused, never ignored."""
     if config.search not in ("beam", "greedy"):
         message = f"CTranslate2 cannot be given the seed of each line's {config.search}"
-        yield Problem("decode.search", message, hint="use beam or greedy, or translate with the run itself")
+        # What another search would refuse next is told with it.
+        others = [problem.path for problem in config.model_copy(update={"search": "beam"}).conflicts()]
+        neutral = ", ".join(f"decode.{name}={DecodeConfig.model_fields[name].default}" for name in others)
+        hint = "use beam or greedy" + (f" with {neutral}" if neutral else "")
+        yield Problem("decode.search", message, hint=f"{hint}, or translate with the run itself")
     ranked = config.search == "beam" and config.beam > 1 and config.alpha > 0
     if ranked and config.length_penalty not in EXPONENTS:
         message = f"CTranslate2's beam search has no penalty {config.length_penalty!r}"
