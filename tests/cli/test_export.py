@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -39,7 +40,7 @@ def test_an_export_is_verified_and_says_so(exported: Path) -> None:
     assert facts["quantization"] is None
     assert facts["float32"]["log_p"] < 1e-5  # type: ignore[index]
     assert facts["float32"]["lines"] == 8  # type: ignore[index]
-    assert facts["outputs"]["bleu"] is not None  # type: ignore[index]
+    assert list(facts["outputs"]["bleu"]) == ["run", "float32"]  # type: ignore[index,call-overload]
     assert not list(exported.parent.glob(".*")), "nothing is left beside it"
     held = {path.name for path in exported.iterdir()}
     assert {"model.bin", "config.yaml", "export.json", "tokenizer"} <= held
@@ -82,7 +83,7 @@ def test_n_best_prefixes_and_a_reference_work_as_with_a_run(
     assert b"bleu" in captured.err
     for line in map(json.loads, captured.out.decode().splitlines()):
         scores = [hypothesis["score"] for hypothesis in line["hypotheses"]]
-        assert 1 <= len(scores) <= 3
+        assert len(scores) == 3
         assert scores == sorted(scores, reverse=True)
         assert all(h["text"].startswith("rot") for h in line["hypotheses"])
 
@@ -104,7 +105,7 @@ def test_int8_is_smaller_and_tells_what_it_changed(
     directory = tmp_path / "int8"
     assert export([str(run), "--to", "ctranslate2", str(directory), "--quantization", "int8"]) == 0
     said = capfd.readouterr().err
-    assert re.search(r"BLEU \d+\.\d\d before, \d+\.\d\d after", said)
+    assert re.search(r"BLEU: run \d+\.\d\d, float32 \d+\.\d\d, int8 \d+\.\d\d ", said)
     assert facts_of(directory)["int8"]["log_p"] > 1e-5  # type: ignore[index]
     assert (directory / "model.bin").stat().st_size < (exported / "model.bin").stat().st_size
     assert translate([str(directory), "--precision", "float32", *SERVED]) == 2
@@ -136,13 +137,52 @@ def test_an_export_is_replaced_by_force_only(
     run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = shutil.copytree(exported, tmp_path / "again")
+    link = tmp_path / "link"
+    link.symlink_to("again")
     (directory / "model.bin").write_bytes(b"")
-    assert export([str(run), "--to", "ctranslate2", str(directory)]) == 2
+    assert export([str(run), "--to", "ctranslate2", str(link)]) == 2
     assert "--force replaces it" in capsys.readouterr().err
     assert (directory / "model.bin").read_bytes() == b""
-    assert export([str(run), "--to", "ctranslate2", str(directory), "--force"]) == 0
+    assert export([str(run), "--to", "ctranslate2", str(link), "--force"]) == 0
     assert (directory / "model.bin").read_bytes() == (exported / "model.bin").read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+    assert {path.name: path.is_symlink() for path in tmp_path.iterdir()} == {"again": False, "link": True}
+
+
+def without_training(run: Path, copy: Path) -> Path:
+    """A run that may be written to."""
+    return shutil.copytree(run, copy, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+
+
+@pytest.mark.parametrize(
+    ("taken", "words"),
+    [
+        ("a foreign file", "holds mine, which no export writes"),
+        ("a foreign file among the tokenizers", "holds tokenizer/mine, which no export writes"),
+        ("a namesake of the manifest", "is no export"),
+        ("the run", "holds the run itself"),
+        ("the run's folder", "holds the run itself"),
+        ("a link to nothing", "is a link to nothing"),
+    ],
+)
+def test_what_is_no_export_is_never_replaced(
+    taken: str, words: str, run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, directory = without_training(run, tmp_path / "runs" / "run"), tmp_path / "taken"
+    if taken.startswith("a foreign file"):
+        shutil.copytree(exported, directory)
+        (directory / ("tokenizer" if "among" in taken else "") / "mine").touch()
+    elif taken.startswith("a namesake"):
+        directory.mkdir()
+        (directory / "export.json").write_text('{"format": "csv"}', encoding="utf-8")
+    elif taken.startswith("the run"):  # and what looks most like an export, by another name
+        shutil.copytree(exported, copy if taken == "the run" else copy.parent, dirs_exist_ok=True)
+        directory.symlink_to(copy if taken == "the run" else copy.parent)
+    else:
+        directory.symlink_to(tmp_path / "nothing")
+    before = sorted(tmp_path.rglob("*"))
+    assert export([str(copy), "--to", "ctranslate2", str(directory), "--force"]) == 2
+    assert words in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("failure", ["disagreement", "interrupt"])
@@ -150,7 +190,7 @@ def test_an_export_that_fails_leaves_what_was_there(
     failure: str, run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = shutil.copytree(exported, tmp_path / "kept")
-    (directory / "mine").touch()
+    (directory / "model.bin").write_bytes(b"as it was")
 
     def fail(*_: object) -> Agreement:
         if failure == "interrupt":
@@ -158,11 +198,11 @@ def test_an_export_that_fails_leaves_what_was_there(
         return Agreement(lines=8, subwords=70, log_p=0.5, greedy_same=8, greedy_loss=0.0)
 
     monkeypatch.setattr(command.Lines, "agreement", fail)
-    for name in ("kept", "new"):
+    for name in ("kept", "new", "with/parents/new"):
         code = export([str(run), "--to", "ctranslate2", str(tmp_path / name), "--force"])
         assert code == (2 if failure == "disagreement" else 130)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-    assert (directory / "mine").exists()
+    assert (directory / "model.bin").read_bytes() == b"as it was"
 
 
 def test_other_lines_can_be_given_and_their_reference_is_optional(
@@ -173,36 +213,127 @@ def test_other_lines_can_be_given_and_their_reference_is_optional(
     captured = capfd.readouterr()
     assert json.loads(captured.out)["outputs"]["lines"] == 5
     assert "BLEU" not in captured.err
-    (tmp_path / "blank").write_text("\n \n", encoding="utf-8")
-    for wrong in (["--lines", str(tmp_path / "blank")], ["--reference", str(folder / "valid.de")]):
-        assert export([str(run), "--to", "ctranslate2", str(tmp_path / "b"), *wrong]) in (1, 2)
+    (tmp_path / "blank").write_text("\n \n\x01\n\x02\n", encoding="utf-8")  # no subword, though not blank
+    wrong = {"--lines": (tmp_path / "blank", 1), "--reference": (folder / "valid.de", 2)}
+    for flag, (file, code) in wrong.items():
+        assert export([str(run), "--to", "ctranslate2", str(tmp_path / "b" / "c"), flag, str(file)]) == code
+        assert flag in capfd.readouterr().err
     assert not (tmp_path / "b").exists()
 
 
 def test_runs_and_exports_are_not_mixed_up(
-    run: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert translate([str(exported)]) == 2
     assert "--engine ctranslate2" in capsys.readouterr().err
     assert translate([str(run), *SERVED]) == 1
     assert "python -m transformer export" in capsys.readouterr().err
     wrong = [str(exported), str(exported), "--checkpoint", "last", "--search", "sampling", *SERVED]
+    monkeypatch.setattr("transformer.cli.translate.open_export", None)  # which would be for nothing
     assert translate(wrong) == 2
     said = capsys.readouterr().err
     assert all(words in said for words in ("ensemble", "--checkpoint", "decode.search"))
 
 
-@pytest.mark.parametrize("broken", ["export.json", "model.bin", "tokenizer/joint.model", "format"])
-def test_a_broken_export_is_explained(
-    broken: str, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_may_hold_a_file_that_is_named_like_an_exports(run: Path, folder: Path, tmp_path: Path) -> None:
+    copy = without_training(run, tmp_path / "run")
+    (copy / "export.json").touch()
+    assert translate([str(copy), "--input", str(folder / "valid.en"), "--output", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "export.json",
+        "config.yaml",
+        "config.json",
+        "model.bin",
+        "shared_vocabulary.json",
+        "tokenizer/joint.model",
+    ],
+)
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_damaged_export_is_explained(
+    broken: str, gone: bool, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Damaged so that it could be read, where that can be."""
     directory = shutil.copytree(exported, tmp_path / "broken")
-    if broken == "format":
-        (directory / "export.json").write_text(json.dumps({**facts_of(exported), "format": 99}))
+    file = directory / broken
+    whole = file.read_bytes()
+    if gone:
+        file.unlink()
+    elif broken == "model.bin":
+        file.write_bytes(whole[:-4] + bytes(4))
+    elif broken == "shared_vocabulary.json":
+        file.write_text(json.dumps(json.loads(whole)[::-1]), encoding="utf-8")
     else:
-        (directory / broken).write_bytes(b"{")
-    assert translate([str(directory), *SERVED]) == 1
-    assert str(directory) in capsys.readouterr().err
+        file.write_bytes(whole + b"{")
+    code = 2 if broken == "config.yaml" and not gone else 1
+    assert translate([str(directory), "--input", str(exported / "export.json"), *SERVED]) == code
+    said = capsys.readouterr().err
+    assert "tokenizer" in said if broken.startswith("tokenizer") else broken in said
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"format": 1},
+        {"engine": "onnx"},
+        {"quantization": 7},
+        {"quantization": "int4"},
+        *({"positions": positions} for positions in (math.inf, 24.0, "24", 1, 0, -5)),
+        {"files": {}},
+        {"tokenizers": {"source": "", "target": ""}},
+    ],
+    ids=str,
+)
+def test_an_edited_export_is_refused(
+    edited: dict[str, object], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = shutil.copytree(exported, tmp_path / "edited")
+    (directory / "export.json").write_text(json.dumps({**facts_of(exported), **edited}), encoding="utf-8")
+    assert translate([str(directory), "--input", str(directory / "export.json"), *SERVED]) == 1
+    said = capsys.readouterr().err
+    assert "export again" in said
+    assert str(directory) in said
+
+
+def test_limits_without_end_make_no_table_without_end(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = without_training(run, tmp_path / "run")
+    config = yaml.safe_load((copy / "config.yaml").read_text(encoding="utf-8"))
+    config["decode"]["max_source_length"] = 10**13
+    (copy / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert export([str(copy), "--to", "ctranslate2", str(tmp_path / "served")]) == 0
+    assert facts_of(tmp_path / "served")["positions"] == command.MOST_POSITIONS
+    assert f"{command.MOST_POSITIONS:,} positions are served" in capfd.readouterr().err
+
+
+def test_two_tokenizers_learned_positions_and_a_checkpoint_are_served(
+    config: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, served, source = str(tmp_path / "run"), str(tmp_path / "served"), str(folder / "valid.en")
+    options = {
+        "data.tokenizer.joint": "false",
+        "data.tokenizer.source_vocab_size": "56",
+        "model.positions": "learned",
+        "model.max_length": "40",
+        "data.max_length": "40",
+    }
+    settings = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
+    assert train([config, "--run-dir", run, *settings]) == 0
+    assert export([run, "--to", "ctranslate2", served, "--checkpoint", "update-0000005"]) == 0
+    facts = facts_of(Path(served))
+    assert facts["positions"] == 40
+    assert facts["tokenizers"]["source"] != facts["tokenizers"]["target"]  # type: ignore[index]
+    scores = []
+    for chosen in ([run, "--checkpoint", "update-0000005"], [run], [served, *SERVED]):
+        capfd.readouterr()
+        assert translate([*chosen, "--input", source, "--score", str(folder / "valid.de")]) == 0
+        scores.append([float(line) for line in capfd.readouterr().out.splitlines()])
+    assert scores[2] == pytest.approx(scores[0], abs=1e-4)
+    assert scores[2] != pytest.approx(scores[1], abs=1e-3)
 
 
 def test_the_configuration_of_the_run_goes_with_it(run: Path, exported: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def model_of(**flags: Any) -> Transformer:
 
 def engine_of(model: Transformer, folder: Path, quantization: str | None = None) -> CTranslate2:
     write_model(fold(model, ROWS), VOCABULARY, VOCABULARY, folder, quantization)
-    return CTranslate2(folder, VOCABULARY, VOCABULARY, ROWS, threads=1)
+    return CTranslate2(folder, VOCABULARY, VOCABULARY, ROWS, threads=1, quantization=quantization)
 
 
 def lines_of(model: Transformer, references: list[str] | None = None) -> Lines:
@@ -82,6 +83,16 @@ SERVED = [name for name in PLACEMENTS if served(name)]
         {
             "placement": {"encoder": "sandwich", "decoder": "admin"},
             "norm": {"encoder": "rms", "decoder": "layer"},
+        },
+        {
+            "norm": {"encoder": {"1": "rms", "default": "layer"}, "decoder": "layer"},
+            "encoder_layers": 3,
+            "decoder_layers": 1,
+        },
+        {
+            "placement": "sandwich",
+            "norm": {"encoder": "rms", "decoder": {"2": "rms", "default": "layer"}},
+            "encoder_layers": 1,
         },
         {"placement": "mix", "placement_options": {"share": 1}},
         {"activation": "swiglu", "fix_norm": True},
@@ -133,10 +144,12 @@ def test_int8_is_near_and_its_outputs_are_scored(tmp_path: Path) -> None:
     model = model_of(placement="deepnorm", d_model=32)
     engine = engine_of(model, tmp_path, "int8")
     lines = lines_of(model, ["5 5", "6", "", "7 8 9", "4"])
-    agreement, outputs = lines.agreement(engine), lines.outputs(engine)
-    assert 0 < agreement.log_p < 1
-    assert outputs.lines == 5
+    assert 0 < lines.agreement(engine).log_p < 1
+    outputs = lines.outputs({"run again": lines.translations(lines.ours), "int8": lines.translations(engine)})
+    assert outputs.lines == outputs.same["run again"] == 5
     assert outputs.bleu is not None
+    assert list(outputs.bleu) == ["run", "run again", "int8"]
+    assert outputs.bleu["run"] == outputs.bleu["run again"]
 
 
 def requests(limit: int, prefix: tuple[int, ...] = ()) -> list[Request]:
@@ -155,24 +168,29 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Models, CTranslate2]
 
 
 @pytest.mark.parametrize(
-    "config", [{"search": "greedy"}, {"beam": 3, "n_best": 3}, {"beam": 3, "length_penalty": "none"}]
+    "config", [{"search": "greedy"}, {"beam": 5, "n_best": 5}, {"beam": 3, "length_penalty": "none"}]
 )
+@pytest.mark.parametrize("prefix", [(), (7, 1), (7, 1, 5, 6, 8)], ids=len)  # 1: search never chooses it
 def test_hypotheses_keep_their_limits_and_have_the_models_log_p(
-    pair: tuple[Models, CTranslate2], config: dict[str, Any]
+    pair: tuple[Models, CTranslate2], prefix: tuple[int, ...], config: dict[str, Any]
 ) -> None:
+    """Prefixes of two leave choices, one of five is all that the shorter limits allow."""
     ours, engine = pair
     decode = DecodeConfig(**config)
-    asked = requests(3, prefix=(7, 1))  # 1, the unknown piece: a prefix may hold what search never chooses
+    asked = requests(3, prefix)
     with ours.working():
-        for request, found in zip(asked, engine.search(asked, decode), strict=True):
-            assert 1 <= len(found) <= decode.n_best
+        for request, found, expected in zip(
+            asked, engine.search(asked, decode), ours.search(asked, decode), strict=True
+        ):
+            assert len(found) == len(expected)
+            assert len({h.tokens for h in found}) == len(found)
             assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
             for h in found:
-                assert h.tokens[:2] == (7, 1)
-                assert not set(h.tokens[2:]) & {0, 1, 2, EOS}
+                assert h.tokens[: len(prefix)] == prefix
+                assert not set(h.tokens[len(prefix) :]) & {0, 1, 2, EOS}
                 assert len(h.tokens) <= request.limits.cap
-                (expected,) = ours.token_log_probs([(request.source, h.tokens)])
-                assert h.log_probability == pytest.approx(sum(expected), abs=1e-4)
+                (log_probs,) = ours.token_log_probs([(request.source, h.tokens)])
+                assert h.log_probability == pytest.approx(sum(log_probs), abs=1e-4)
                 exponent = 0 if decode.length_penalty == "none" else 1
                 assert h.score == pytest.approx(h.log_probability / average(len(h.tokens) + 1, exponent))
 
@@ -194,6 +212,46 @@ def test_what_is_not_a_number_is_an_error(tmp_path: Path) -> None:
     engine = engine_of(model, tmp_path)
     with pytest.raises(CheckpointError, match="not numbers"):
         engine.search(requests(3), DecodeConfig())
+
+
+def test_errors_of_the_library_are_told_with_a_remedy(tmp_path: Path) -> None:
+    write_model(fold(model_of(), 3), VOCABULARY, VOCABULARY, tmp_path)
+    engine = CTranslate2(tmp_path, VOCABULARY, VOCABULARY, positions=ROWS, threads=1)
+    for answer in (
+        lambda: engine.search(requests(3), DecodeConfig()),
+        lambda: engine.token_log_probs([([4, 5, 6, 7], [4])]),
+    ):
+        with pytest.raises(CheckpointError, match=r"No position encodings.*; export again"):
+            answer()
+        engine.device = torch.device("cuda")  # where a library may be missing, which it finds out late
+        with pytest.raises(CheckpointError, match="--device cpu"):
+            answer()
+        engine.device = torch.device("cpu")
+
+
+def test_a_vocabulary_of_another_export_is_told(tmp_path: Path) -> None:
+    write_model(fold(model_of(), ROWS), VOCABULARY, VOCABULARY, tmp_path)
+    engine = CTranslate2(tmp_path, VOCABULARY, [*VOCABULARY[:4], *map(str, range(4, V))], ROWS, threads=1)
+    with pytest.raises(CheckpointError, match=r"no piece 'piece\d+'.*; export again"):
+        engine.search(requests(3), DecodeConfig(search="greedy"))
+
+
+def test_numbers_that_the_device_has_not_are_no_warning(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert lines_of(model := model_of()).agreement(engine_of(model, tmp_path, "float16")).log_p < 1
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 0.9, "top_k": 3, "n_best": 9}])
+def test_who_follows_the_advice_against_sampling_is_refused_no_more(more: dict[str, Any]) -> None:
+    config = DecodeConfig(search="sampling", **more)
+    (problem,) = cannot(config, None)
+    advised = dict(re.findall(r"decode\.(\w+)=([\d.]+\d|\d)", problem.hint))
+    assert set(advised) == set(more)
+    followed = {**config.model_dump(), **{name: float(value) for name, value in advised.items()}}
+    for search in ("beam", "greedy"):
+        assert not list(cannot(DecodeConfig(**{**followed, "search": search}), None))
 
 
 @pytest.mark.parametrize(

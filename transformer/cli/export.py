@@ -14,9 +14,10 @@ from ..core.rundir import CONFIG_FILE
 from ..data.dataset import read_parallel
 from ..decoding.config import DecodeConfig
 from ..export.conversion import ctranslate2, write_model
-from ..export.directory import open_export, unusable, write_manifest, write_tokenizers, written_whole
+from ..export.directory import open_export, unusable, write_tokenizers, written_whole
 from ..export.engine import cannot
 from ..export.folding import fold
+from ..export.manifest import ENGINES, QUANTIZATIONS, write_manifest
 from ..export.plain import PlainTransformer
 from ..export.verification import TOLERANCE, Lines
 from .command import Parser, command, whole_number
@@ -33,9 +34,8 @@ lines: the log-probability of every subword, greedy search, and translations as 
 By default the lines are the beginning of the run's validation text.
 
 With --quantization the float32 export is verified first; what the quantization changes is then reported."""
-ENGINES = ("ctranslate2",)
-QUANTIZATIONS = ("int8", "float16")
 COUNT = 200
+MOST_POSITIONS = 1 << 14  # 64 MB of float64 at width 512, in each stack
 
 
 @command
@@ -46,8 +46,10 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("--reference is of --lines: give both, or neither")
     run = load_run(arguments.run, arguments.checkpoint, pick_device("cpu"))
     decode = run.config.decode  # where positions are a formula: as many as its limits ask for
-    rows = max(run.config.model.max_length, decode.max_source_length + 1, decode.max_length + 1)
-    plain = _folded(run, rows, arguments)
+    asked = max(run.config.model.max_length, decode.max_source_length + 1, decode.max_length + 1)
+    plain = _folded(run, min(asked, MOST_POSITIONS), arguments)
+    if (rows := len(plain.encoder.positions)) < asked:
+        say(f"{rows:,} positions are served, the run's limits ask for {asked:,}: longer lines will be cut")
     sources, references = _lines(run, arguments)
     with written_whole(arguments.directory) as folder:
         facts = _write(run, plain, sources, references, arguments.quantization, folder)
@@ -60,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _folded(run: Run, rows: int, arguments: argparse.Namespace) -> PlainTransformer:
     """The model as a plain Transformer; ConfigError with all that stands against the export."""
-    problems = list(unusable(arguments.directory, arguments.force))
+    problems = list(unusable(arguments.directory, arguments.run, arguments.force))
     plain = None
     try:
         plain = fold(run.model, rows)
@@ -91,8 +93,6 @@ def _lines(run: Run, arguments: argparse.Namespace) -> tuple[list[str], list[str
             references = list(islice(read_lines(arguments.reference), arguments.count))
             if len(references) != len(sources):
                 raise DataError(f"{arguments.reference} has not as many lines as {arguments.lines}")
-    if not any(source.strip() for source in sources):
-        raise DataError("there is no line to verify with; give --lines FILE")
     return sources, references
 
 
@@ -126,25 +126,25 @@ def _write(
         "tolerance": TOLERANCE,
         "versions": {**versions(), "ctranslate2": ctranslate2().__version__},
     }
+    translations = {}
     for made in dict.fromkeys((None, quantization)):
+        name = made or "float32"
         write_model(plain, tokenizers[0].vocabulary, tokenizers[1].vocabulary, folder, made)
         facts["quantization"] = made
         write_manifest(folder, facts)
         engine = open_export(folder).engine
         agreement = lines.agreement(engine)
-        say(f"{made or 'float32'}: {agreement}")
-        facts[made or "float32"] = agreement.to_dict()
+        say(f"{name}: {agreement}")
+        facts[name] = agreement.to_dict()
         if made is None and not agreement.holds:
             raise ConfigError(
                 f"the export is not the model, nothing was written: {agreement} (allowed: {TOLERANCE:g});"
                 " please report it with the run's config.yaml"
             )
-    outputs = lines.outputs(engine)
+        translations[name] = lines.translations(engine)
+    outputs = lines.outputs(translations)
     say(str(outputs))
-    facts["outputs"] = outputs.to_dict()
-    facts = finite(facts)
-    write_manifest(folder, facts)
-    return facts
+    return write_manifest(folder, finite({**facts, "outputs": outputs.to_dict()}))
 
 
 def _parser() -> Parser:
@@ -154,7 +154,7 @@ def _parser() -> Parser:
     parser.add_argument("directory", type=Path, metavar="DIR", help="the directory to write")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help="smaller numbers (default: float32)")
     parser.add_argument("--lines", metavar="FILE", help="lines to verify with (default: validation text)")
-    parser.add_argument("--reference", metavar="FILE", help="their translation, for BLEU before and after")
+    parser.add_argument("--reference", metavar="FILE", help="their translation, for BLEU of run and exports")
     parser.add_argument(
         "--count", type=whole_number, default=COUNT, metavar="N", help=f"first lines used (default: {COUNT})"
     )

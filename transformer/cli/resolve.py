@@ -57,12 +57,12 @@ def run_config(run: Path) -> Config:
 
 
 def config_file_of(run: Path) -> Path:
-    """RUN/config.yaml, or CheckpointError."""
+    """RUN/config.yaml, or CheckpointError. An export has one, too."""
     file = run / CONFIG_FILE
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such run directory; train one with train.py")
     if not file.is_file():
-        raise CheckpointError(f"{run}: not a run directory, it holds no {CONFIG_FILE}")
+        raise CheckpointError(f"{run}: not a run directory nor a whole export: it holds no {CONFIG_FILE}")
     return file
 
 

@@ -16,14 +16,15 @@ from ..core.loading import Override, load
 from ..decoding.config import DecodeConfig
 from ..decoding.translator import LineTranslator, Translator
 from ..evaluation.metrics import corpus_metrics
-from ..export.directory import MANIFEST, open_export
+from ..export.directory import open_export
 from ..export.engine import cannot
+from ..export.manifest import MANIFEST, read_manifest
 from .command import EXIT_CODES, Parser, command, whole_number
 from .config import Config
 from .describe import options_text
 from .lines import json_line, output, read_lines, say, write_line
 from .resolve import config_file_of
-from .runs import load_ensemble, pick_device
+from .runs import load_ensemble, pick_device, weights_file
 
 T = TypeVar("T")
 
@@ -87,7 +88,8 @@ def main(argv: Sequence[str]) -> int:
 def _ours(arguments: argparse.Namespace, config: DecodeConfig) -> LineTranslator:
     """The models of the runs."""
     for directory in arguments.run:
-        if (directory / MANIFEST).is_file():
+        weightless = not weights_file(directory, arguments.checkpoint).exists()
+        if weightless and (directory / MANIFEST).is_file():
             raise ConfigError(f"{directory} is an export, not a run: give --engine ctranslate2")
     device = pick_device(arguments.device)
     runs = load_ensemble(arguments.run, arguments.checkpoint, device)
@@ -103,10 +105,10 @@ def _ctranslate2(arguments: argparse.Namespace, config: DecodeConfig) -> LineTra
     if arguments.checkpoint is not None:
         message = "an export has one set of weights"
         problems.append(Problem("--checkpoint", message, hint="export RUN --checkpoint NAME makes another"))
-    served = open_export(arguments.run[0], pick_device(arguments.device), arguments.threads)
-    problems += cannot(config, served.quantization)
+    problems += cannot(config, read_manifest(arguments.run[0]).quantization)
     if problems:
         raise ConfigError(problems)
+    served = open_export(arguments.run[0], pick_device(arguments.device), arguments.threads)
     return LineTranslator(served.engine, served.source_tokenizer, served.target_tokenizer, config)
 
 
@@ -232,7 +234,11 @@ def _parser() -> Parser:
     parser.add_argument("--checkpoint", metavar="NAME", help="other weights: last, update-0000500 or a file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument(
-        "--threads", type=whole_number, default=0, metavar="N", help="CPU threads; 0 leaves torch's choice"
+        "--threads",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="CPU threads; 0 leaves the engine's choice",
     )
     parser.add_options(FLAGS, only="decode")
     return parser

@@ -9,21 +9,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..core.errors import CheckpointError, Problem
-from ..core.rundir import TOKENIZERS
+from ..core.rundir import CONFIG_FILE, TOKENIZERS
 from ..data.tokenizer import JOINT, SOURCE, TARGET, Tokenizer, load_tokenizers
 from .engine import CTranslate2
+from .manifest import ENGINE_FILES, ENGINES, MANIFEST, MODEL, digests, read_manifest
 
-MANIFEST = "export.json"
-FORMAT = 1
+_TOKENIZER_FILES = (f"{TOKENIZERS}/{name}" for name in (JOINT, SOURCE, TARGET))
+WRITTEN = frozenset((MANIFEST, CONFIG_FILE, *ENGINE_FILES, TOKENIZERS, *_TOKENIZER_FILES))
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,46 @@ class Served:
     engine: CTranslate2
     source_tokenizer: Tokenizer
     target_tokenizer: Tokenizer
-    manifest: Mapping[str, Any]
-
-    @property
-    def quantization(self) -> str | None:
-        """None: float32."""
-        quantization: str | None = self.manifest["quantization"]
-        return quantization
 
 
-def unusable(directory: Path, force: bool) -> Iterator[Problem]:
-    """Why nothing can be written there. `force` replaces an export, never something else."""
-    if not directory.exists():
+def unusable(directory: Path, run: Path, force: bool) -> Iterator[Problem]:
+    """Why an export of the run cannot be written there. `force` replaces an export, never something else."""
+    if not os.path.lexists(directory):
         return
-    if not (directory / MANIFEST).is_file():
+    real = _real(directory)
+    if not directory.exists():
+        yield Problem("", f"{directory} is a link to nothing; remove it, or name another")
+    elif _real(run).is_relative_to(real):
+        yield Problem("", f"{directory} holds the run itself: it would not be replaced; name another")
+    elif not _is_export(directory):
         yield Problem("", f"{directory} exists and is no export: it would not be replaced; name another")
+    elif foreign := sorted({path.relative_to(real).as_posix() for path in real.rglob("*")} - WRITTEN):
+        names = ", ".join(foreign[:3]) + (", ..." if foreign[3:] else "")
+        message = f"{directory} holds {names}, which no export writes: it would not be replaced"
+        yield Problem("", message, hint="move that away, or name another")
     elif not force:
         yield Problem("", f"{directory} exists; --force replaces it")
+
+
+def _is_export(directory: Path) -> bool:
+    """Of any format: one that this version does not read can be replaced, too."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(manifest, dict)
+        and isinstance(manifest.get("format"), int)
+        and manifest.get("engine") in ENGINES
+        and (directory / MODEL).is_file()
+    )
 
 
 @contextmanager
 def written_whole(directory: Path) -> Iterator[Path]:
     """A folder beside `directory` that takes its place when the block ends well, and vanishes otherwise."""
+    directory = _real(directory)  # a link to an export stays one
+    parents = [parent for parent in directory.parents if not parent.exists()]
     directory.parent.mkdir(parents=True, exist_ok=True)
     holder = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     new, old = holder / "new", holder / "old"
@@ -68,6 +86,14 @@ def written_whole(directory: Path) -> Iterator[Path]:
         if old.exists() and not directory.exists():
             os.rename(old, directory)
         shutil.rmtree(holder)
+        for parent in parents:  # the innermost first
+            with suppress(OSError):  # they stay where the export is in them
+                parent.rmdir()
+
+
+def _real(path: Path) -> Path:
+    """The path without links; one that runs in a circle is no error here."""
+    return Path(os.path.realpath(path))
 
 
 def write_tokenizers(directory: Path, source: Tokenizer, target: Tokenizer) -> None:
@@ -78,30 +104,22 @@ def write_tokenizers(directory: Path, source: Tokenizer, target: Tokenizer) -> N
         tokenizer.save(folder / name)
 
 
-def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
-    text = json.dumps({"format": FORMAT, **facts}, indent=2, ensure_ascii=False)
-    (directory / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
-
-
 def open_export(directory: Path, device: torch.device | None = None, threads: int = 0) -> Served:
-    """Load an export. Raises CheckpointError, with the file's name, where something is missing or wrong."""
-    file = directory / MANIFEST
-    if not file.is_file():
-        raise CheckpointError(
-            f"{directory}: no export, it holds no {MANIFEST};"
-            " write one with `python -m transformer export RUN --to ctranslate2 DIR`"
-        )
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        known, positions = manifest["format"], int(manifest["positions"])
-        digests = manifest["tokenizers"]["source"], manifest["tokenizers"]["target"]
-        manifest["quantization"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: cannot be read: {error!r}; export again") from error
-    if known != FORMAT:
-        raise CheckpointError(f"{file}: of format {known}, this version reads {FORMAT}; export again")
+    """Load an export. Raises CheckpointError, with the file's name, where one is missing or has changed."""
+    manifest = read_manifest(directory)
+    changed = dict(manifest.files.items() ^ digests(directory).items())
+    if changed:
+        raise CheckpointError(f"{directory / min(changed)}: missing, or not what was written; export again")
     source, target = load_tokenizers(directory / TOKENIZERS)
-    if (source.digest, target.digest) != digests:
+    if (source.digest, target.digest) != (manifest.tokenizers.source, manifest.tokenizers.target):
         raise CheckpointError(f"{directory / TOKENIZERS}: not the tokenizer of this export; export again")
-    engine = CTranslate2(directory, source.vocabulary, target.vocabulary, positions, device, threads)
-    return Served(engine, source, target, manifest)
+    engine = CTranslate2(
+        directory,
+        source.vocabulary,
+        target.vocabulary,
+        manifest.positions,
+        device,
+        threads,
+        manifest.quantization,
+    )
+    return Served(engine, source, target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
 
@@ -30,7 +30,11 @@ def cannot(config: DecodeConfig, quantization: str | None) -> Iterator[Problem]:
     """Options that CTranslate2 has no words for: refused, never ignored."""
     if config.search not in ("beam", "greedy"):
         message = f"CTranslate2 cannot be given the seed of each line's {config.search}"
-        yield Problem("decode.search", message, hint="use beam or greedy, or translate with the run itself")
+        # What another search would refuse next is told with it.
+        others = [problem.path for problem in config.model_copy(update={"search": "beam"}).conflicts()]
+        neutral = ", ".join(f"decode.{name}={DecodeConfig.model_fields[name].default}" for name in others)
+        hint = "use beam or greedy" + (f" with {neutral}" if neutral else "")
+        yield Problem("decode.search", message, hint=f"{hint}, or translate with the run itself")
     ranked = config.search == "beam" and config.beam > 1 and config.alpha > 0
     if ranked and config.length_penalty not in EXPONENTS:
         message = f"CTranslate2's beam search has no penalty {config.length_penalty!r}"
@@ -58,18 +62,33 @@ class CTranslate2:
         positions: int,
         device: torch.device | None = None,
         threads: int = 0,
+        quantization: str | None = None,
     ) -> None:
-        device = torch.device("cpu") if device is None else device
-        self.positions = positions
+        self.directory, self.positions = directory, positions
+        self.device = torch.device("cpu") if device is None else device
         self.source, self.target = list(source_vocabulary), list(target_vocabulary)
         self.ids = {piece: i for i, piece in enumerate(self.target)}
         library = ctranslate2()
-        try:
+        kind, index = self.device.type, self.device.index or 0
+        with self._told():
+            # Where the device has no such numbers, CTranslate2 takes float32 too, with a warning each time.
+            has = quantization is None or quantization in library.get_supported_compute_types(kind, index)
             self.translator = library.Translator(
-                str(directory), device=device.type, device_index=device.index or 0, intra_threads=threads
+                str(directory),
+                device=kind,
+                device_index=index,
+                compute_type="default" if has else "float32",
+                intra_threads=threads,
             )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A context in which CTranslate2's errors become one that has a remedy."""
+        try:
+            yield
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{directory}: CTranslate2 cannot load it: {error}") from error
+            remedy = "export again" if self.device.type == "cpu" else "--device cpu needs no CUDA library"
+            raise CheckpointError(f"{self.directory}: CTranslate2 says: {error}; {remedy}") from error
 
     def working(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -83,28 +102,33 @@ class CTranslate2:
         for _, group in groupby(sorted(broken, key=_cap), key=_cap):
             alike = list(group)
             found.update(zip(_numbers(alike), self._search(alike, config), strict=True))
-        cut = [list(dict.fromkeys(tuple(ids) for ids in found[r.number])) for r in requests]
-        return self._scored(requests, cut, config)
+        # Where a prefix leaves nothing to choose, beams of probability 0 repeat it.
+        distinct = [list(dict.fromkeys(map(tuple, found[r.number]))) for r in requests]
+        return self._scored(requests, distinct, config)
 
     def _search(self, requests: Sequence[Request], config: DecodeConfig) -> list[list[list[int]]]:
-        """Ids of each sentence's hypotheses, without EOS, cut at the loosest limit."""
+        """Ids of each sentence's hypotheses, without EOS.
+
+        One step more than the longest has room for would make the hypotheses that differ there alone equal.
+        """
         longest = max(map(_cap, requests))
         beam = config.beam if config.search == "beam" else 1
         prefixes = [self._pieces(request.limits.prefix) for request in requests]
-        results = self.translator.translate_batch(
-            [[self.source[i] for i in request.source] for request in requests],
-            prefixes if any(prefixes) else None,
-            beam_size=beam,
-            num_hypotheses=min(config.n_best, beam),
-            length_penalty=EXPONENTS.get(str(config.length_penalty), EXPONENTS["none"])(config.alpha),
-            disable_unk=True,
-            suppress_sequences=[[self.target[PAD]], [self.target[BOS]]],
-            return_end_token=True,  # length then counts EOS, as ours does
-            max_input_length=0,
-            max_decoding_length=longest + 1,
-            min_decoding_length=min(config.min_length, longest),
-        )
-        return [[self._ids(tokens)[:longest] for tokens in result.hypotheses] for result in results]
+        with self._told():
+            results = self.translator.translate_batch(
+                [[self.source[i] for i in request.source] for request in requests],
+                prefixes if any(prefixes) else None,
+                beam_size=beam,
+                num_hypotheses=min(config.n_best, beam),
+                length_penalty=EXPONENTS.get(str(config.length_penalty), EXPONENTS["none"])(config.alpha),
+                disable_unk=True,
+                suppress_sequences=[[self.target[PAD]], [self.target[BOS]]],
+                return_end_token=True,  # length then counts EOS, as ours does
+                max_input_length=0,
+                max_decoding_length=longest,
+                min_decoding_length=min(config.min_length, longest),
+            )
+        return [[self._ids(tokens) for tokens in result.hypotheses] for result in results]
 
     def _scored(
         self, requests: Sequence[Request], found: list[list[tuple[int, ...]]], config: DecodeConfig
@@ -130,7 +154,8 @@ class CTranslate2:
             return []
         sources = [[self.source[i] for i in source] for source, _ in pairs]
         targets = [self._pieces(target) for _, target in pairs]
-        results = self.translator.score_batch(sources, targets, max_input_length=0)
+        with self._told():
+            results = self.translator.score_batch(sources, targets, max_input_length=0)
         return [list(result.log_probs) for result in results]
 
     def _pieces(self, ids: Sequence[int]) -> list[str]:
@@ -138,7 +163,11 @@ class CTranslate2:
 
     def _ids(self, pieces: Sequence[str]) -> list[int]:
         """Ids up to EOS."""
-        ids = [self.ids[piece] for piece in pieces]
+        try:
+            ids = [self.ids[piece] for piece in pieces]
+        except KeyError as error:
+            message = f"{self.directory}: its tokenizer has no piece {error}, CTranslate2's vocabulary has"
+            raise CheckpointError(f"{message}; export again") from error
         return ids[: ids.index(EOS)] if EOS in ids else ids
 
 

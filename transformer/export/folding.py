@@ -103,7 +103,9 @@ class _Folding:
             for placement, sublayer in layer.sites():  # type: ignore[operator]
                 attention = isinstance(sublayer, MultiHeadAttention)
                 if attention and sublayer.query_norm is not None and not placement.inner.query:
-                    self.refuse("qk_norm", "queries and keys are served with norms in self-attention only")
+                    self.refuse(
+                        "qk_norm", "CTranslate2 norms queries and keys differently in cross-attention"
+                    )
                 folded = placement.folded()
                 if folded is None:
                     self.refuse("placement", f"{_said(PLACEMENTS, placement)} ({name}) is none of {SERVED}")

@@ -8,12 +8,13 @@ searches themselves differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
 
+from ..core.errors import DataError
 from ..core.special import BOS, EOS
 from ..decoding.config import DecodeConfig
 from ..decoding.engine import Engine, Models, Request
@@ -61,20 +62,25 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Translations of the same lines by both, and their BLEU where there is a reference."""
+    """Translations of the same lines by the run and by exports of it, by name.
+
+    `same` counts the lines that an export translates as the run does; `bleu`, the run's first, needs a
+    reference.
+    """
 
     lines: int
-    same: int
     search: str
-    bleu: tuple[float, float] | None
+    same: dict[str, int]
+    bleu: dict[str, float] | None
     signature: str | None
 
     def __str__(self) -> str:
-        text = f"{self.search}: {self.same:,} of {self.lines:,} lines alike"
+        alike = ", ".join(f"{name} {count:,}" for name, count in self.same.items())
+        text = f"{self.search}: of {self.lines:,} lines as the run has them: {alike}"
         if self.bleu is None:
             return text
-        before, after = self.bleu
-        return f"{text}\nBLEU {before:.2f} before, {after:.2f} after   {self.signature}"
+        scores = ", ".join(f"{name} {score:.2f}" for name, score in self.bleu.items())
+        return f"{text}\nBLEU: {scores}   {self.signature}"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,6 +106,8 @@ class Lines:
         self.ours = Models([model], "float32")
         encoded = [ids[:longest] for ids in tokenizers[0].encode_batch(list(sources))]
         kept = [i for i, ids in enumerate(encoded) if ids]
+        if not kept:
+            raise DataError("no line has a subword to verify with; give other lines: --lines FILE")
         self.requests = [Request(i, encoded[i], self._limits(encoded[i])) for i in kept]
         self.sources, self.references = list(sources), None if references is None else list(references)
         self.greedy = self._greedy(self.ours)
@@ -120,18 +128,23 @@ class Lines:
         difference = (ours - theirs).abs().max().item() if len(ours) == len(theirs) else torch.nan
         return Agreement(len(pairs), len(ours), difference, same, max(losses))
 
-    def outputs(self, engine: Engine) -> Outputs:
-        """Translate as `decode` says."""
-        texts = [
-            [t.text for t in LineTranslator(each, *self.tokenizers, self.decode).translate(self.sources)]
-            for each in (self.ours, engine)
-        ]
-        same = sum(a == b for a, b in zip(*texts, strict=True))
+    def translations(self, engine: Engine) -> list[str]:
+        """All lines as `decode` says."""
+        translator = LineTranslator(engine, *self.tokenizers, self.decode)
+        return [translation.text for translation in translator.translate(self.sources)]
+
+    def outputs(self, translations: Mapping[str, Sequence[str]]) -> Outputs:
+        """The run's translations beside those of its exports."""
+        run = self.translations(self.ours)
+        same = {name: sum(map(str.__eq__, run, texts)) for name, texts in translations.items()}
         beam = f"beam search, beam {self.decode.beam}" if self.decode.search == "beam" else "greedy search"
-        if self.references is None:
-            return Outputs(len(self.sources), same, beam, None, None)
-        before, after = (corpus_metrics(each, self.references, ter=False) for each in texts)
-        return Outputs(len(self.sources), same, beam, (before.bleu, after.bleu), before.signatures["bleu"])
+        bleu, signature = None, None
+        if self.references is not None:
+            by_all = {"run": run, **translations}
+            metrics = {name: corpus_metrics(by_all[name], self.references, ter=False) for name in by_all}
+            bleu = {name: each.bleu for name, each in metrics.items()}
+            signature = metrics["run"].signatures["bleu"]
+        return Outputs(len(self.sources), beam, same, bleu, signature)
 
     def _limits(self, source: list[int]) -> Limits:
         return Limits(min(self.decode.longest(len(source)), self.decode.max_length))
