@@ -284,3 +284,16 @@ def test_the_page_tells_which_placements_and_norms_are_served() -> None:
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
     for kind, registry in (("placement", PLACEMENTS), ("norm", NORMS)):
         assert all(f"`{name}`" in page for name in registry), kind
+
+
+def test_loading_an_export_leaves_torch_its_threads(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        write_model(fold(model_of(), ROWS), VOCABULARY, VOCABULARY, tmp_path)
+        engine = CTranslate2(tmp_path, VOCABULARY, VOCABULARY, positions=ROWS, threads=1)
+        assert torch.get_num_threads() == 2
+        engine.token_log_probs([([5, 6], [7])])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -70,6 +70,7 @@ class CTranslate2:
         self.ids = {piece: i for i, piece in enumerate(self.target)}
         library = ctranslate2()
         kind, index = self.device.type, self.device.index or 0
+        threads_of_torch = torch.get_num_threads()
         with self._told():
             # Where the device has no such numbers, CTranslate2 takes float32 too, with a warning each time.
             has = quantization is None or quantization in library.get_supported_compute_types(kind, index)
@@ -80,6 +81,9 @@ class CTranslate2:
                 compute_type="default" if has else "float32",
                 intra_threads=threads,
             )
+        # CTranslate2 sets OpenMP's number for the thread that loads it, and torch's with it: a training in the
+        # same process would add up in another order.
+        torch.set_num_threads(threads_of_torch)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
