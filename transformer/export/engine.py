@@ -81,8 +81,8 @@ class CTranslate2:
                 compute_type="default" if has else "float32",
                 intra_threads=threads,
             )
-        # CTranslate2 sets OpenMP's number for the thread that loads it, and torch's with it: a training in the
-        # same process would add up in another order.
+        # CTranslate2 sets OpenMP's number for the thread that loads it, and torch's with it: a training in
+        # the same process would add up in another order.
         torch.set_num_threads(threads_of_torch)
 
     @contextmanager
