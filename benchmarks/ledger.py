@@ -30,6 +30,7 @@ PAGE = ROOT / "docs" / "claims.md"
 OPEN = "not run yet"
 UNDECIDED = "not testable"
 MOST = 3  # settings of one question in the table
+RESULTS = ("scores", "failed")  # of a side; its other keys say what it is
 
 HEAD = """\
 # The claims, tested
@@ -107,12 +108,27 @@ def probed(claim: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def short(answer: Mapping[str, Any]) -> str:
-    """`0.422 worse (0.144 to 0.700)` for each setting, or what stands in a number's place."""
+    """`pre: rate 1e-3 0.422 worse (0.144 to 0.700)`, for each setting, or what stands in a number's place."""
     parts = []
     for found in answer["comparisons"][:MOST]:
         parts.append(" ".join(part for part in (found["setting"], _gain(found)) if part))
     more = len(answer["comparisons"]) - MOST
-    return "; ".join(parts or [answer["words"]]) + (f"; {more} more" if more > 0 else "")
+    told = "; ".join(parts or [answer["words"]]) + (f"; {more} more" if more > 0 else "")
+    return f"{_first([found['this'] for found in answer['comparisons']])}: {told}" if parts else told
+
+
+def _first(sides: Sequence[Mapping[str, Any]]) -> str:
+    """The side of which better or worse is said, without what varies over the settings: `post, warmup 0`."""
+    if "arm" in sides[0]:
+        return str(sides[0]["arm"])
+    fixed = {
+        key: value
+        for key, value in sides[0].items()
+        if key not in RESULTS and all(side.get(key) == value for side in sides)
+    }
+    return ", ".join(
+        value if isinstance(value, str) else f"{key.split('.')[-1]} {value}" for key, value in fixed.items()
+    )
 
 
 def _gain(found: Mapping[str, Any]) -> str:
