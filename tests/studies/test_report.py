@@ -17,9 +17,9 @@ import pytest
 
 from transformer.core.errors import ConfigError
 from transformer.model.config import ModelConfig
+from transformer.model.cost import cost_of
 from transformer.studies.cells import Cell
 from transformer.studies.config import Study, load_study
-from transformer.studies.cost import cost_of
 from transformer.studies.document import Answer, Code, Table, Words, html, markdown
 from transformer.studies.drawing import lines_of, panels_of
 from transformer.studies.figures import line_sensitivity
