@@ -42,6 +42,26 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
+    "opennmt": Recipe(
+        alone=("OpenNMT-py==3.5.1",),  # it asks for a torch before 2.3
+        needs=(
+            "numpy==2.4.6",
+            "configargparse==1.9.0",
+            "pyyaml==6.0.3",
+            "ctranslate2==4.8.5",
+            "pyonmttok==1.38.1",
+            "sacrebleu==2.6.0",
+            "sentencepiece==0.2.3",
+            "six==1.17.0",
+            "tensorboard==2.21.0",
+            "rapidfuzz==3.14.6",
+            "pyahocorasick==2.3.1",
+            "spacy==3.8.18",
+            "fasttext-wheel==0.9.2",
+        ),
+    ),
+    "eole": Recipe(needs=("eole==0.6.4", "aiohttp==3.14.5")),  # it imports aiohttp and does not ask for it
+    "joeynmt": Recipe(needs=("joeynmt==2.3.0", "importlib_metadata==10.2.0")),  # so here
     "huggingface": Recipe(needs=("transformers==5.23.0",)),
     "ctranslate2": Recipe(needs=("ctranslate2==4.8.5",), torch=False),
 }

@@ -1,9 +1,10 @@
 """OpenNMT-py: its training and translation commands, run in this process.
 
-Pre-LN, the only one its Transformer has; one matrix for all embeddings; float32. Batches are its own, of at most 4,096
-tokens counted as rows x longest side; its bucket is the corpus, and the batches are made in the process itself. It
-pins an older torch and is installed beside this one. Shim: `torch.load` gets `weights_only=False`, the default of the
-torch it was written for; without it no checkpoint of its own can be read. Sixteen steps and one for EOS.
+Pre-LN, the only one its Transformer has; one matrix for all embeddings; float32. Batches are its own, of at
+most 4,096 tokens counted as rows x longest side; its bucket is the corpus, and the batches are made in the
+process itself. It pins an older torch and is installed beside this one. Shim: `torch.load` gets
+`weights_only=False`, the default of the torch it was written for; without it no checkpoint of its own can be
+read. Sixteen steps.
 """
 
 from __future__ import annotations

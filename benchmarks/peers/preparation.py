@@ -3,8 +3,8 @@
     python -m benchmarks.peers.preparation small DIR
 
 DIR gets `train`, `valid` and the test set, each as `.source` and `.target` with a sentence of pieces a line;
-`vocabulary.txt` with a piece a line, its line number its id; `pieces.txt`, the same without the control pieces;
-`tokenizer/`. Needs Multi30k in data/multi30k.
+`vocabulary.txt` with a piece a line, its line number its id; `pieces.txt`, the same without the control
+pieces; `tokenizer/`. Needs Multi30k in data/multi30k.
 """
 
 from __future__ import annotations

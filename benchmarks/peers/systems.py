@@ -28,6 +28,9 @@ SYSTEMS = {
     "ours": System("ours", "Pre-LN"),
     "ours-float32": System("ours", "Pre-LN", variant="float32"),
     "plain": System("plain", "Pre-LN"),
+    "opennmt": System("opennmt", "Pre-LN", "opennmt"),
+    "eole": System("eole", "Pre-LN", "eole"),
+    "joeynmt": System("joeynmt", "Pre-LN", "joeynmt"),
     "huggingface": System("huggingface", "Post-LN", "huggingface"),
     "ctranslate2": System(
         "ctranslate2", "Pre-LN", "ctranslate2", "float32", tasks=("translate",), model_is_ours=True
