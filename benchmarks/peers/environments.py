@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "peers"
 TORCH = "torch==2.13.0"
+ERROR = re.compile(r"ERROR:|[\w.]*(Error|Exception)\b")
 
 
 class Unusable(Exception):
@@ -97,7 +99,7 @@ def run(command: list[str]) -> None:
 
 
 def reason(text: str) -> str:
-    """The last line of what a program said that tells something."""
+    """The last error that a program told, or else its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.upper().startswith("ERROR")]
+    errors = [line for line in lines if ERROR.match(line)]
     return (errors or lines or ["it said nothing"])[-1][:300]

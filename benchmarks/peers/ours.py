@@ -86,7 +86,7 @@ def train(task: Task) -> dict[str, Any]:
     from transformer.training import trainer
 
     meter = MeteredPasses.meter = task.meter()
-    trainer.Passes = MeteredPasses  # type: ignore[misc]
+    vars(trainer)["Passes"] = MeteredPasses
     with tempfile.TemporaryDirectory() as directory, meter.training():
         arguments = [str(configuration(task, Path(directory), task.total)), "--device", "cpu"]
         raise RuntimeError(f"train.py ended with {train_main(arguments)}")

@@ -26,7 +26,7 @@ def data_config(shape: str, tokenizer: Path | None = None) -> DataConfig:
         vocab_size=SHAPES[shape].vocabulary, path=None if tokenizer is None else str(tokenizer)
     )
     return DataConfig(
-        train=[str(MULTI30K / "train")],
+        train=(str(MULTI30K / "train"),),
         valid=str(MULTI30K / "val"),
         max_length=LONGEST + 1,
         max_ratio=None,

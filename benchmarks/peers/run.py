@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,17 +76,35 @@ def measure(plan: Sequence[Job], run: Callable[[Job], dict[str, Any]]) -> list[T
 
 
 class Runner:
-    """Runs a job in a process of its own; text and models that are missing are made before, untimed."""
+    """Runs a job in a process of its own; what that needs and is not there yet is made by `prepare`."""
 
     def __init__(self, threads: int, updates: int, timeout: float) -> None:
         self.threads, self.updates, self.timeout = threads, updates, timeout
+        self.broken: dict[str | None, Unusable] = {}  # environments that could not be made
+
+    def prepare(self, plan: Sequence[Job]) -> None:
+        """Make environments, text and models before anything is timed. What fails will say so in its turn."""
+        for job in dict.fromkeys(job._replace(round=0) for job in plan):
+            with suppress(Unusable):
+                self.needs(job)
+
+    def needs(self, job: Job) -> tuple[Path, Path, Path]:
+        """Python, text and model of a job; no model for training."""
+        python = self.environment(SYSTEMS[job.system].environment)
+        data = self.data(job.shape)
+        return python, data, self.model(job, python, data) if job.task == "translate" else CACHE
+
+    def environment(self, name: str | None) -> Path:
+        if name in self.broken:
+            raise self.broken[name]
+        try:
+            return environment(name)
+        except Unusable as error:
+            self.broken[name] = error
+            raise
 
     def __call__(self, job: Job) -> dict[str, Any]:
-        system = SYSTEMS[job.system]
-        python = environment(system.environment)
-        data = self.data(job.shape)
-        model = self.model(job, python, data) if job.task == "translate" else CACHE
-        return self.adapter(job, job.task, python, data, model)
+        return self.adapter(job, job.task, *self.needs(job))
 
     def data(self, shape: str) -> Path:
         directory = CACHE / "data" / f"{shape}-{SHAPES[shape].vocabulary}"
@@ -200,7 +219,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 when a system could not be run."""
     arguments = parser().parse_args(argv)
     plan = jobs(arguments.rounds, arguments.shapes, arguments.tasks, arguments.systems)
-    trials = measure(plan, Runner(arguments.threads, arguments.updates, arguments.timeout))
+    runner = Runner(arguments.threads, arguments.updates, arguments.timeout)
+    runner.prepare(plan)
+    trials = measure(plan, runner)
     print(tables(trials, arguments.systems))
     known = facts(arguments.threads, arguments.rounds, arguments.updates)
     if arguments.json:

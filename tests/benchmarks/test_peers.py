@@ -122,6 +122,22 @@ def test_a_child_that_fails_tells_its_last_error(monkeypatch: pytest.MonkeyPatch
         driver().Runner(1, 0, 0.2).process([sys.executable, "-c", "import time; time.sleep(9)"], "train")
 
 
+def test_an_environment_that_cannot_be_made_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def fail(name: str | None) -> Path:
+        made.append(name)
+        raise driver().Unusable("no environment: offline")
+
+    monkeypatch.setattr(driver(), "environment", fail)
+    runner = driver().Runner(1, 0, 60.0)
+    plan = driver().jobs(2, ["small"], ["train"], ["eole"])
+    runner.prepare(plan)
+    trials = driver().measure(plan, runner)
+    assert made == ["eole"]
+    assert [trial.failure for trial in trials] == ["no environment: offline"]
+
+
 def test_what_could_not_be_made_whole_is_not_there(tmp_path: Path) -> None:
     def fail(new: Path) -> None:
         (new / "half").touch()
