@@ -33,6 +33,7 @@ class Meter:
         self.warm, self.timed = warm, timed
         self.times: list[float] = []
         self.first_update_at = 0.0
+        self.parameters = 0  # that the optimizer moves
         self.tokens, self.positions = [0], [0]  # of each update, the last one under way
         self.losses: list[float] = []
 
@@ -45,11 +46,13 @@ class Meter:
         """Nats a target token of the update under way."""
         self.losses.append(float(value))
 
-    def updated(self, *_: object) -> None:
+    def updated(self, optimizer: Any = None, *_: object) -> None:
         """The weights have moved. Raises Measured when that was the last time."""
         self.times.append(time.monotonic())
         if len(self.times) == 1:
             self.first_update_at = time.time()
+            groups = optimizer.param_groups if optimizer else []
+            self.parameters = sum(weight.numel() for group in groups for weight in group["params"])
         if not self.tokens[-1]:
             raise RuntimeError(f"update {len(self.times)} came without a target token: the count is broken")
         if len(self.times) == self.warm + self.timed:
@@ -84,6 +87,7 @@ class Meter:
             "padding": 1 - tokens / positions,
             "tokens_per_update": tokens / self.timed,
             "updates_timed": self.timed,
+            "parameters": self.parameters,
             "losses": [first, last],
             "peak_bytes": peak_bytes(),
         }

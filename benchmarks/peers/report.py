@@ -1,9 +1,9 @@
 """Medians over rounds, as tables.
 
 Training: `target tokens/s` without padding, over the timed updates; `padding`, its share in the targets of
-these; `tokens an update`, again without padding; `first update`, seconds from the start of the process to the
-end of its first update, so imports, reading the text and building the model; `memory`, the most the process
-held until its last update.
+these; `tokens an update`, again without padding; `parameters`, that are trained; `first update`, seconds from
+the start of the process to the end of its first update, so imports, reading the text and building the model;
+`memory`, the most the process held until its last update.
 
 Translation: test2016, forced to 16 pieces a sentence, in batches of 64 sentences of like length; one batch
 goes before the clock starts. `start-up`, seconds from the start of the process to its first batch, model and
@@ -60,6 +60,7 @@ COLUMNS = {
         Column("tokens_per_second", "target tokens/s", ",.0f"),
         Column("padding", "padding", ".1%"),
         Column("tokens_per_update", "tokens an update", ",.0f"),
+        Column("parameters", "parameters, M", ",.2f", 1e-6),
         Column("seconds_to_first_update", "first update, s", ".1f"),
         Column("peak_bytes", "memory, GiB", ".2f", 1 / GIB),
     ],

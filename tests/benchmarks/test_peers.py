@@ -26,7 +26,7 @@ def driver() -> Any:
 
 def found(speed: float) -> dict[str, Any]:
     training = {"tokens_per_second": speed, "padding": 0.1, "tokens_per_update": 3500.0}
-    return {**training, "seconds_to_first_update": 4.0, "peak_bytes": 1 << 30}
+    return {**training, "parameters": 7_500_000, "seconds_to_first_update": 4.0, "peak_bytes": 1 << 30}
 
 
 def test_every_second_round_goes_through_the_systems_backwards() -> None:
@@ -50,7 +50,9 @@ def test_a_table_has_medians_ranges_and_the_ratio_of_each_rounds_own_speeds() ->
     trials = driver().measure(plan, lambda job: found(speeds[job.system][job.round]))
     table = driver().tables(trials, list(speeds)).splitlines()
     assert table[0] == "### small, training"
-    assert table[4].startswith("| `ours` | 3,000 (1,000 to 4,000) | 1.00 | 10.0% | 3,500 | 4.0 | 1.00 |")
+    assert table[4].startswith(
+        "| `ours` | 3,000 (1,000 to 4,000) | 1.00 | 10.0% | 3,500 | 7.50 | 4.0 | 1.00 |"
+    )
     assert table[5].startswith("| `plain` | 1,000 (500 to 1,000) | 3.00 |")
 
 
@@ -168,6 +170,7 @@ def test_the_meter_counts_the_tokens_of_timed_updates_only_and_ends_the_training
     assert updates == 5
     assert result["tokens_per_update"] == 40
     assert result["padding"] == 0.5
+    assert result["parameters"] == 1
     assert result["losses"] == [9.0, 5.0]
     assert result["tokens_per_second"] == pytest.approx(120 / (meter.times[-1] - meter.times[1]))
 
