@@ -37,6 +37,7 @@ from transformer.data.batching import collate
 from transformer.data.dataset import prepare
 from transformer.model.transformer import Transformer
 from transformer.modules import attention as attention_module
+from transformer.modules import products as products_module
 from transformer.modules.dropout import Dropout
 from transformer.training import loss as loss_module
 from transformer.training import passes as passes_module
@@ -101,19 +102,25 @@ def loop_optimizer(trainer: Trainer) -> Iterator[None]:
         group["fused"], group["foreach"] = fused, None
 
 
+def other_products(trainer: Trainer) -> AbstractContextManager[object]:
+    return patch.object(products_module, "_is_for_onednn", lambda x, weight: False)
+
+
 LEVERS: dict[str, tuple[str, Off]] = {
     "bf16": ("products in bf16, where the hardware is fast at it (against float32)", no_bf16),
     "loss": ("projection and loss in chunks, gradients in forward (against all logits at once)", plain_loss),
     "scored rows": ("only rows that are scored are projected (against padding as well)", with_padding),
     "dropout": ("dropout from 16 random bits (against torch's)", torch_dropout),
     "attention": ("written-out attention in bf16 training (against torch's kernel)", kernel_attention),
+    "products": ("large products by oneDNN (against torch's default)", other_products),
     "optimizer": ("fused Adam (against one tensor after another)", loop_optimizer),
 }
+IDLE = {"auto": {"products"}, "float32": {"bf16", "attention"}}  # levers that change nothing there
 MEMORY = ("freed memory stays mapped (against glibc's defaults)", "--keep", "--release")
 BUCKETS = "batches of like length (against pairs in random order, cut by the same budget)"
 
 
-def trainer_of(shape: str, folder: Path, base: Path, threads: int) -> Trainer:
+def trainer_of(shape: str, folder: Path, base: Path, threads: int, precision: str = "auto") -> Trainer:
     chosen = [f"model.{key}={value}" for key, value in SHAPES[shape].items()]
     chosen += [f"data.tokenizer.vocab_size={VOCABULARY[shape]}", f"train.threads={threads}", "data.test={}"]
     chosen += [
@@ -161,7 +168,9 @@ def measure(trainer: Trainer, updates: int, rounds: int) -> Iterator[tuple[str, 
     stream = trainer.stream.epoch(1)
     batches = [next(stream) for _ in range(updates)]
     unsorted = in_random_order(batches, trainer.config.batch_tokens)
-    runs: list[tuple[str, Off, Sequence[Any]]] = [(text, off, batches) for text, off in LEVERS.values()]
+    idle = IDLE[str(trainer.config.precision)]
+    levers = [lever for name, lever in LEVERS.items() if name not in idle]
+    runs: list[tuple[str, Off, Sequence[Any]]] = [(text, off, batches) for text, off in levers]
     runs.append((BUCKETS, lambda trainer: nullcontext(), unsorted))
     speed(trainer, batches)
     for text, off, other in runs:
@@ -178,15 +187,9 @@ def measure(trainer: Trainer, updates: int, rounds: int) -> Iterator[tuple[str, 
 
 def alone(flag: str, arguments: argparse.Namespace) -> float:
     """Speed in a process of its own."""
-    own = [
-        "--shape",
-        arguments.shape,
-        "--updates",
-        str(arguments.updates),
-        "--threads",
-        str(arguments.threads),
-    ]
-    command = [sys.executable, __file__, flag, "--config", str(arguments.config), *own]
+    names = ("shape", "precision", "updates", "threads", "config")
+    own = [f"--{name}={getattr(arguments, name)}" for name in names]
+    command = [sys.executable, __file__, flag, *own]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
@@ -202,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "multi30k.yaml")
     parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--precision", choices=IDLE, default="auto")
     parser.add_argument("--updates", type=int, default=8, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -213,7 +217,9 @@ def main() -> None:
         keep_freed_memory()
     lines = ["| lever | ratio | of rounds | tokens/s with | without |", "|---|---:|---|---:|---:|"]
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(arguments.shape, Path(folder), arguments.config, arguments.threads)
+        trainer = trainer_of(
+            arguments.shape, Path(folder), arguments.config, arguments.threads, arguments.precision
+        )
         if arguments.keep or arguments.release:
             batches = list(islice(trainer.stream.epoch(1), 2 * arguments.updates))
             speed(trainer, batches[: arguments.updates])

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core.special import PAD
+from ..modules.products import multiply
 
 # Logits of one chunk. On a CPU they should stay in the cache while softmax passes over them; elsewhere
 # launches cost more than memory.
@@ -118,25 +119,24 @@ def _in_chunks(
     log_sum, target_logit = inputs.new_empty(2, len(inputs)).unbind()
     rows_gradient = torch.empty_like(inputs) if wants_rows else None
     weight_gradient = torch.zeros_like(matrix) if wants_weight else None
-    logits = low.new_empty(size, len(matrix))
-    wide = logits if product == exact else inputs.new_empty(size, len(matrix))
-    softmax = inputs.new_empty(size, len(matrix))
+    wide, softmax = inputs.new_empty(2, size, len(matrix)).unbind()
+    narrow = low.new_empty(size if product != exact else 0, len(matrix))
     for start in range(0, len(inputs), max(size, 1)):
         part = slice(start, start + size)
         chunk, target = low[part], targets[part, None]
-        made = torch.mm(chunk, projection.T, out=logits[: len(chunk)])
-        exactly = made if product == exact else wide[: len(chunk)].copy_(made)
-        p = torch.softmax(exactly, 1, out=softmax[: len(chunk)])
-        target_logit[part] = exactly.gather(1, target).squeeze(1)
-        log_sum[part] = exactly.amax(1) - p.amax(1).log()  # the largest p is at least 1 / V
+        if product == exact:
+            logits = multiply(chunk, projection)
+        else:
+            logits = wide[: len(chunk)].copy_(torch.mm(chunk, projection.T, out=narrow[: len(chunk)]))
+        p = torch.softmax(logits, 1, out=softmax[: len(chunk)])
+        target_logit[part] = logits.gather(1, target).squeeze(1)
+        log_sum[part] = logits.amax(1) - p.amax(1).log()  # the largest p is at least 1 / V
         if not (wants_rows or wants_weight):
             continue
         p.scatter_add_(1, target, p.new_full(target.shape, -confidence))
-        gradient = p if product == exact else made.copy_(p)
+        gradient = p if product == exact else narrow[: len(chunk)].copy_(p)
         if rows_gradient is not None:
-            rows_gradient[part] = gradient @ projection
-        if weight_gradient is not None and product == exact:
-            weight_gradient.addmm_(gradient.T, chunk)
-        elif weight_gradient is not None:
-            weight_gradient += gradient.T @ chunk
+            rows_gradient[part] = multiply(gradient, projection.T)
+        if weight_gradient is not None:
+            weight_gradient += multiply(gradient.T, chunk.T)
     return log_sum, target_logit, rows_gradient, weight_gradient
