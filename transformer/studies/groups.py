@@ -48,6 +48,11 @@ class Group:
         known = {*self.scores(metric), *self.fell_short(metric)}
         return [seed for seed in self.runs if seed not in known]
 
+    def bounded(self, metric: str) -> list[int]:
+        """Seeds whose number is an upper bound: at the target by their first validation."""
+        reached = self.scores(metric) if metric == TO_TARGET else ()
+        return [seed for seed in reached if self.runs[seed].at_target_at_once]
+
     def mean(self, metric: str) -> Mean | None:
         return mean_of(list(self.scores(metric).values()))
 

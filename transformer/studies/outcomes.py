@@ -14,7 +14,7 @@ from typing import Any
 from ..core.rundir import METRICS, TESTS
 from .cells import FINISHED, Cell, flat, load_yaml, read_result, state
 from .config import Study, scored_set
-from .statistics import updates_to
+from .statistics import reached_at_once, updates_to
 
 Curve = list[tuple[int, float]]
 _log = logging.getLogger(__name__)
@@ -64,6 +64,11 @@ class Outcome:
         if metric == "valid_loss" and value is None and metric in self.result:
             return math.nan  # which JSON has no word for
         return _number(value)
+
+    @property
+    def at_target_at_once(self) -> bool:
+        """Is `updates_to_target` an upper bound only?"""
+        return self.target is not None and reached_at_once(self.curve, self.target)
 
     def hypotheses(self, test: str) -> list[str] | None:
         """The run's translations of a test set, a sentence each; None where none were kept."""

@@ -20,9 +20,9 @@ from .cells import Cell
 from .config import Study
 from .document import Answer, Block, Code, Heading, Points, Table, Words, html, markdown
 from .figures import Picture, pictures
-from .groups import Group, axes_of, grouped, identity, label, metric_name
-from .judging import RULES
+from .groups import TO_TARGET, Group, axes_of, grouped, identity, label, metric_name
 from .outcomes import Outcome
+from .rules import RULES
 from .tables import agreed, bootstraps, comparisons, differences, metrics_of, results, sensitivities
 from .verdicts import Verdict, answer
 
@@ -131,7 +131,8 @@ def _results(study: Study, groups: Sequence[Group], verdicts: Sequence[Verdict])
     )
     if study.target is not None:
         words += (
-            f" Target: a validation loss of {study.target:g}; the mean is over the seeds that reached it."
+            f" Target: a validation loss of {study.target:g}; the mean is over the seeds that reached it,"
+            " and an upper bound (≤) where one was there by its first validation."
         )
     blocks: list[Block] = [Words(words), results(study, groups)]
     if (table := sensitivities(groups)) is not None:
@@ -201,6 +202,7 @@ def _facts(
             "diverged": group.failed,
             "parameters": sorted({run.parameters for run in group.runs.values()}),
             **{m: {str(s): v for s, v in group.scores(m).items()} for m in metrics},
+            **({"at_target_at_once": at_once} if (at_once := group.bounded(TO_TARGET)) else {}),
         }
         for group in groups
     ]

@@ -82,7 +82,8 @@ def draw_target(study: Study, groups: Sequence[Group]) -> tuple[Figure, str] | N
             axes.plot(mean.mean, row, color=line.colour, marker=line.look["marker"], markersize=7)
             furthest = max(furthest, held[-1])
         missed = len(group.fell_short(TO_TARGET))
-        told = [] if mean is None else [f"{mean.mean:,.0f}"]
+        bound = "≤ " if group.bounded(TO_TARGET) else ""
+        told = [] if mean is None else [f"{bound}{mean.mean:,.0f}"]
         told += [f"{missed} of {len(group.runs)} never"] if missed else []
         axes.annotate(
             ", ".join(told),
@@ -100,7 +101,8 @@ def draw_target(study: Study, groups: Sequence[Group]) -> tuple[Figure, str] | N
     axes.set_xlabel(f"updates to a validation loss of {study.target:g}")
     caption = (
         "Bars: seeds. Markers and numbers: their mean, over the seeds that reached the target."
-        " Between validations the loss is taken to fall in a straight line."
+        " Between validations the loss is taken to fall in a straight line; ≤: a seed was there by its first"
+        " validation."
     )
     return figure, caption
 

@@ -67,7 +67,10 @@ def results(study: Study, groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         cells = [label(group.only(keys)), f"{len(group.runs)}", f"{len(group.failed)}"]
-        rows.append([*cells, *(mean_text(group.mean(m), digits_of(m)) for m in metrics)])
+        means = (
+            f"{'≤ ' if group.bounded(m) else ''}{mean_text(group.mean(m), digits_of(m))}" for m in metrics
+        )
+        rows.append([*cells, *means])
     return Table(["setting", "seeds", "diverged", *map(metric_name, metrics)], rows)
 
 
