@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from .config import LR_RANGE, RATE
+from .config import RATE
 from .groups import LOSS, Group, label, plain, split_by
+from .metrics import LR_RANGE
 from .outcomes import Outcome
 from .statistics import ROUNDING, sensitivity, workable_decades
 

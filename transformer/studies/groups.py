@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from ..core.plans import shown
-from .config import ARM, LR_RANGE, RATE, scored_set
+from .config import ARM, RATE
+from .metrics import LR_RANGE, scored_set
 from .outcomes import Outcome
 from .statistics import Mean, mean_of
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .config import LR_RANGE, higher_is_better
 from .groups import TO_TARGET, Group
+from .metrics import LR_RANGE, higher_is_better
 from .rules import FEWEST
 from .statistics import Mean, Paired, mean_of, paired, sign_test, split_chance
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.rundir import METRICS, TESTS
+from ..core.rundir import CONFIG_FILE, METRICS, TESTS
 from .cells import FINISHED, Cell, flat, load_yaml, read_result, state
-from .config import Study, scored_set
+from .config import Study
+from .metrics import scored_set
 from .statistics import reached_at_once, updates_to
 
 Curve = list[tuple[int, float]]
@@ -81,12 +82,15 @@ class Outcome:
 
 def load(cell: Cell, target: float | None = None) -> Outcome | None:
     """What a cell has come to; None unless it is finished, and its files are whole."""
-    if state(cell) not in FINISHED:
+    known = state(cell)
+    said = "its files are damaged, and it is left out; delete the directory to train it again"
+    if known == "damaged":
+        _log.warning("%s: %s (%s is not a whole configuration)", cell.run_dir, said, CONFIG_FILE)
+    if known not in FINISHED:
         return None
     try:
         return _read(cell, target)
     except (KeyError, TypeError, ValueError, OverflowError) as error:  # a copy that was cut short, say
-        said = "its files are damaged, and it is left out; delete the directory to train it again"
         _log.warning("%s: %s (%r)", cell.run_dir, said, error)
         return None
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import DataError
-from ..core.plans import shown
+from ..core.reading import written
 from .bootstrap import BOOTSTRAPPED, paired_bootstrap
 from .cells import FREE
-from .config import RATE, Study, higher_is_better
+from .config import RATE, Study
 from .cost import cost_of_run
 from .document import Table
 from .drawing import lines_of
@@ -30,6 +30,7 @@ from .groups import (
     split_by,
 )
 from .judging import Comparison, p_words
+from .metrics import higher_is_better
 from .outcomes import Outcome
 from .statistics import Mean
 from .verdicts import Verdict
@@ -207,7 +208,7 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
-    return shown(dict(value)) if isinstance(value, Mapping) else str(value)
+    return written(value) if isinstance(value, Mapping) else str(value)
 
 
 def _signed(value: float, digits: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .bootstrap import BOOTSTRAPPED
 from .cells import Cell
-from .config import LR_RANGE, RATE, Question
+from .config import RATE, Question
 from .derived import both_everywhere, difference, ranges, without
 from .groups import (
     LOSS,
@@ -35,6 +35,7 @@ from .judging import (
     judge,
     sentence,
 )
+from .metrics import LR_RANGE
 from .outcomes import Outcome
 from .statistics import holm
 
