@@ -68,11 +68,16 @@ def results(study: Study, groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         cells = [label(group.only(keys)), f"{len(group.runs)}", f"{len(group.failed)}"]
-        means = (
-            f"{'≤ ' if group.bounded(m) else ''}{mean_text(group.mean(m), digits_of(m))}" for m in metrics
-        )
-        rows.append([*cells, *means])
+        rows.append([*cells, *(_mean_or_bound(group, m) for m in metrics)])
     return Table(["setting", "seeds", "diverged", *map(metric_name, metrics)], rows)
+
+
+def _mean_or_bound(group: Group, metric: str) -> str:
+    """`≤ 50` where a seed's number is an upper bound, of which no interval is known."""
+    mean, digits = group.mean(metric), digits_of(metric)
+    if mean is not None and group.bounded(metric):
+        return f"≤ {mean.mean:,.{digits}f}"
+    return mean_text(mean, digits)
 
 
 def sensitivities(groups: Sequence[Group]) -> Table | None:
