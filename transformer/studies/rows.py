@@ -180,7 +180,8 @@ def draw_gains(verdicts: Sequence[Verdict]) -> tuple[Figure, str] | None:
         "A panel for each question, with a scale of its own. Dots: mean gain of the first over the second,"
         " within seeds; lines: Student's 95 % interval, with an arrow where it goes on beyond the panel,"
         " none with one seed. Right of zero the first is better. Filled: as the claim has it."
-        " Grey: the margin. A divergence has no amount: it is said in words, to the side that is better."
+        " Grey: the margin. A divergence has no amount: it is said in words, to the side to which the seeds"
+        " lean."
     )
     return figure, " ".join([caption, *told])
 
