@@ -521,6 +521,13 @@ def test_what_one_reaches_by_its_first_validation_is_a_bound_and_is_said_to_be()
     assert one.endswith("by its first validation with seed 1, 2: the difference is at least so large")
 
 
+def test_a_bound_against_a_failure_needs_no_note() -> None:
+    never = [(50, 9.0), (100, 3.5)]
+    arms = [*reaching([AT_ONCE] * 3, "a"), *reaching([never] * 3, "b")]
+    found = answer(asked("better"), arms, "updates_to_target")
+    assert (found.verdict, found.notes) == (YES, [])
+
+
 def test_a_difference_of_bounds_is_not_known() -> None:
     (this,), (that,) = grouped(reaching([AT_ONCE, SOON], "a")), grouped(reaching([LATE, LATE], "b"))
     found = difference(this, that, "updates_to_target")

@@ -183,7 +183,7 @@ def _bounded(pairs: Pairs, rates: Sequence[float], metric: str) -> tuple[Pairs, 
             this, that = without(this, seeds), without(that, seeds)
             notes.append(f"{at}{why}: {', '.join(map(str, seeds))} of the seeds")
         for word, side, other in (("first", this, that), ("second", that, this)):
-            known = {*other.scores(metric), *other.fell_short(metric)}
+            known = other.scores(metric)  # where the other failed there is no amount
             if bounds := [seed for seed in side.bounded(metric) if seed in known]:
                 numbers = ", ".join(map(str, bounds))
                 notes.append(
