@@ -123,10 +123,11 @@ def ratio(own: Sequence[Trial], first: Sequence[Trial], key: str) -> str:
     return f"{statistics.median(ratios):.2f}" if ratios else ""
 
 
-def facts(threads: int, rounds: int, updates: int) -> dict[str, Any]:
+def facts(command: str, threads: int, rounds: int, updates: int) -> dict[str, Any]:
     """What the figures depend on besides the systems."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     return {
+        "command": command,
         "date": str(date.today()),
         "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown",
         "machine": platform.machine(),
@@ -149,7 +150,7 @@ def processor() -> str:
 
 PAGE = """# Beside the peers
 
-    python benchmarks/peers/run.py
+    {command}
 
 The same Multi30k text (English to German) in the same pieces, the same shape, about as many target tokens an
 update, one process at a time. Medians over the rounds, every second one in reverse order; least and most in

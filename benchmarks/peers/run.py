@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -217,13 +218,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 when a system could not be run."""
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser().parse_args(words)
     plan = jobs(arguments.rounds, arguments.shapes, arguments.tasks, arguments.systems)
     runner = Runner(arguments.threads, arguments.updates, arguments.timeout)
     runner.prepare(plan)
     trials = measure(plan, runner)
     print(tables(trials, arguments.systems))
-    known = facts(arguments.threads, arguments.rounds, arguments.updates)
+    command = shlex.join(["python", "benchmarks/peers/run.py", *words])
+    known = facts(command, arguments.threads, arguments.rounds, arguments.updates)
     if arguments.json:
         found = {**known, "trials": [trial._asdict() for trial in trials]}
         arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
