@@ -13,6 +13,7 @@ import torch
 
 from transformer.cli.bench import main
 from transformer.decoding import DecodeConfig
+from transformer.speed import ceilings
 from transformer.speed.ceilings import fastest, measure_ceilings
 from transformer.speed.process import age, peak_memory
 from transformer.speed.training import Clock
@@ -75,8 +76,19 @@ def test_a_run_is_not_trained_and_nothing_is_not_measured(
 
 def test_ceilings_are_rates() -> None:
     found = measure_ceilings(CPU, [torch.float32, torch.float64], seconds=0.05)
-    assert 1e8 < found.products["float64"] < found.products["float32"] < 1e14
+    assert found.products.keys() == {"float32", "float64"}
+    assert all(1e8 < rate < 1e14 for rate in found.products.values())
     assert 1e8 < found.copy < 1e13
+
+
+def test_a_ceiling_counts_two_operations_a_multiplication_and_takes_the_fastest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    took = iter([4.0, 2.0, 4.0, 8.0, 0.5])  # two shapes by two libraries, and the copy
+    monkeypatch.setattr(ceilings, "fastest", lambda *_: next(took))
+    found = measure_ceilings(CPU, [torch.float32])
+    assert found.products["float32"] == 2 * 4096 * 512 * 1024 / 2.0 == 2 * 1024 * 2048 * 2048 / 4.0
+    assert found.copy == 2 * 2**28 / 0.5
 
 
 def test_a_ceiling_is_of_the_fast_calls() -> None:

@@ -11,11 +11,12 @@ from pydantic import Field
 from ..core.configuration import Int, Section, Text
 from ..core.errors import Problem
 from ..core.loading import Override
-from ..core.plans import shown
+from ..core.plans import names, shown
 from ..data.dataset import DataConfig
 from ..decoding.config import DecodeConfig
 from ..model.config import ModelConfig
 from ..modules.embeddings import POSITIONS
+from ..modules.norms import NORMS
 from ..training.config import TrainConfig
 
 RUNS = "runs"
@@ -49,6 +50,12 @@ class Config(Section):
             message += f" the last of the {self.model.positions} positions"
             hint = f"set model.max_length={self.data.max_length}, or leave longer pairs out"
             yield Problem("data.max_length", message, hint=hint)
+        for norm in names(self.model.norm) if self.train.checkpoint_activations else ():
+            if NORMS[norm].span == "batch":
+                message = (
+                    f"it makes activations twice, and {norm}'s running statistics would count them twice"
+                )
+                yield Problem("train.checkpoint_activations", message, hint="set it to false")
 
 
 def default_run_dir(file: Path, config: Config, overrides: Sequence[str | Override]) -> str:

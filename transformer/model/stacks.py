@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import groupby
+from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from ..modules.attention import DecoderCache
+from ..modules.checkpointing import recomputed
 from ..modules.dropout import Dropout
 from ..modules.masks import causal_mask
 from ..modules.placements import Placement, Stack
+from ..modules.placements.base import Stream
 from .config import ModelConfig
 from .layers import Connection, DecoderLayer, EncoderLayer
 from .parts import Parts, Sublayer
 
 _PLAIN = nn.Identity()
+Connections: TypeAlias = Callable[[int], Iterable[Connection]]  # of a layer, counted from 0
 
 
 class _Stack(nn.Module):
     """Layers, what the embedding goes through before them, and the norm above them.
 
-    `tokens` tells norms that span tokens what a pass is about.
+    `tokens` tells norms that span tokens what a pass is about. With `checkpointed` the backward pass makes
+    the activations of each layer again, but where the placement sees to that itself.
     """
 
     layers: nn.ModuleList
@@ -37,10 +44,11 @@ class _Stack(nn.Module):
         self.layers = nn.ModuleList(layer(parts, i) for i in range(config.layers_of(stack)))
         self.final_norm = parts.final_norm()
         self.tokens = parts.tokens
+        self.checkpointed = False
         by_placement = groupby(range(len(self.layers)), lambda i: config.placement_of(stack, i))
         self.stretches = [list(group) for _, group in by_placement]  # of layers with one placement
 
-    def climb(self, x: Tensor, connections: Callable[[int], Iterable[Connection]]) -> Tensor:
+    def climb(self, x: Tensor, connections: Connections) -> Tensor:
         """Open, run and close each stretch of layers of one placement; the last one ends in the final norm.
 
         A stretch hands the next one its stream as `close` makes it without a norm. x is an embedding.
@@ -48,10 +56,19 @@ class _Stack(nn.Module):
         x = self.dropout(self.embedding_norm(x))
         for stretch in self.stretches:
             first, last = self.residuals(stretch[0])[0], self.residuals(stretch[-1])[-1]
-            wired = (connection for i in stretch for connection in connections(i))
-            stream = first.climb(first.open(x), wired, self.tokens)
+            stream = first.open(x)
+            if self.checkpointed and torch.is_grad_enabled() and first.climb is Placement.climb:
+                for i in stretch:
+                    run = partial(self._climb_layer, connections=connections, layer=i)
+                    stream = recomputed(run, stream, self.tokens)
+            else:
+                wired = (connection for i in stretch for connection in connections(i))
+                stream = first.climb(stream, wired, self.tokens)
             x = last.close(stream, self.final_norm if stretch is self.stretches[-1] else _PLAIN)
         return x if self.stretches else self.final_norm(x)
+
+    def _climb_layer(self, stream: Stream, connections: Connections, layer: int) -> Stream:
+        return Placement.climb(stream, connections(layer), self.tokens)
 
     def residuals(self, layer: int) -> list[Placement]:
         """The residual connections of a layer, in order of execution."""

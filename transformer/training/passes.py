@@ -58,6 +58,7 @@ class Passes:
         label_smoothing: float,
         seed: int,
         compiled: bool = False,
+        checkpointed: bool = False,
     ) -> None:
         self.model, self.dtype, self.label_smoothing, self.seed = model, dtype, label_smoothing, seed
         self.compiled: Compiled | None = None
@@ -65,6 +66,7 @@ class Passes:
             from .compilation import Compiled  # here, as torch's compiler takes a second to import
 
             self.compiled = Compiled(model)
+        model.encoder.checkpointed = model.decoder.checkpointed = checkpointed
         self.device = model.output_weight.device
 
     def run(

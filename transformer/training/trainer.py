@@ -64,7 +64,8 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.device = next(model.parameters()).device
         precision = resolve_precision(config.precision, self.device)
-        self.passes = Passes(model, precision, config.label_smoothing, seed, config.compile)
+        ways = config.compile, config.checkpoint_activations
+        self.passes = Passes(model, precision, config.label_smoothing, seed, *ways)
         self.monitor = Monitor(model, config.probe_every)
         self.observer: Observer = self.monitor  # of every update
         self.parameters = [p for p in model.parameters() if p.requires_grad]
