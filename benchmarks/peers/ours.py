@@ -10,23 +10,30 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
 
+from transformer import Transformer
 from transformer.cli.runs import load_run
 from transformer.cli.train import main as train_main
 from transformer.data.batching import Batch
 from transformer.decoding.config import DecodeConfig
 from transformer.decoding.engine import Models, Request
 from transformer.decoding.limits import Limits
+from transformer.model.cost import cost_of
+from transformer.speed.ceilings import measure_ceilings, name_of
+from transformer.speed.work import training_work, translation_work
 from transformer.training.memory import keep_freed_memory
 from transformer.training.passes import Passes
 
 from . import shapes, text
 from .meter import Meter, Task, adapter, translated
 from .preparation import data_config
+
+CPU = torch.device("cpu")
+FORMATS = torch.float32, torch.bfloat16
 
 
 def configuration(task: Task, directory: Path, updates: int) -> Path:
@@ -72,11 +79,18 @@ class MeteredPasses(Passes):
     """Passes whose tokens and losses are seen by a meter."""
 
     meter: Meter
+    last: ClassVar[MeteredPasses]
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.seen: list[Batch] = []
 
     def run(self, micro_batches: Any, *arguments: Any) -> Any:
         batches: list[Batch] = list(micro_batches)
         for batch in batches:
             self.meter.count(batch.target_tokens, batch.target_out.numel())
+        self.seen += batches
+        type(self).last = self
         tokens, loss, nll = super().run(batches, *arguments)
         self.meter.loss(float(loss) / tokens)
         return tokens, loss, nll
@@ -90,7 +104,31 @@ def train(task: Task) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory, meter.training():
         arguments = [str(configuration(task, Path(directory), task.total)), "--device", "cpu"]
         raise RuntimeError(f"train.py ended with {train_main(arguments)}")
-    return meter.result()
+    found = meter.result()
+    return found if task.variant else {**found, "limits": training_limits(task, MeteredPasses.last)}
+
+
+def training_limits(task: Task, passes: MeteredPasses) -> dict[str, dict[str, float]]:
+    """Target tokens/s of the timed batches at this machine's rates, by number format."""
+    batches, config = passes.seen[-task.timed :], passes.model.config
+    cost = cost_of(config, task.sizes.vocabulary, task.sizes.vocabulary)
+    work, tokens = training_work(cost, config, batches), sum(batch.target_tokens for batch in batches)
+    ceilings = measure_ceilings(CPU, FORMATS)
+    return {name: {"tokens_per_second": tokens / work.seconds(ceilings, name)} for name in ceilings.products}
+
+
+def translation_limits(task: Task, model: Transformer, lengths: list[int]) -> dict[str, dict[str, float]]:
+    """Sentences/s by beam at this machine's rates, by number format."""
+    cost = cost_of(model.config, task.sizes.vocabulary, task.sizes.vocabulary)
+    lines, ceilings = [(length, shapes.TARGET_LENGTH) for length in lengths], measure_ceilings(CPU, FORMATS)
+    found: dict[str, dict[str, float]] = {}
+    for dtype in FORMATS:
+        name = name_of(dtype)
+        for beam in shapes.BEAMS:
+            work = translation_work(cost, model.config, lines, beam, dtype.itemsize)
+            rate = len(lines) / work.seconds(ceilings, name)
+            found.setdefault(name, {})[f"sentences_per_second_beam_{beam}"] = rate
+    return found
 
 
 def model(task: Task) -> None:
@@ -103,7 +141,8 @@ def model(task: Task) -> None:
 def translate(task: Task) -> dict[str, Any]:
     torch.set_num_threads(task.threads)
     keep_freed_memory()
-    engine = Models([load_run(task.model / "run").model], "float32" if task.variant else "auto")
+    model = load_run(task.model / "run").model
+    engine = Models([model], "float32" if task.variant else "auto")
     batches = text.test_batches(task.data)
     length = shapes.TARGET_LENGTH
 
@@ -113,11 +152,13 @@ def translate(task: Task) -> dict[str, Any]:
         with engine.working():
             return [best.tokens for (best, *_) in engine.search(requests, config)]
 
-    return translated(
+    lengths = [len(ids) + 1 for batch in batches for ids in batch]
+    found = translated(
         lambda beam: [ids for batch in batches for ids in search(batch, beam)],
         lambda beam: search(batches[0], beam),
-        sum(map(len, batches)),
+        len(lengths),
     )
+    return found if task.variant else {**found, "limits": translation_limits(task, model, lengths)}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ text read.
 
 `ours x`: how many times as fast the first system is, the median of the rounds' own ratios, since only what
 ran in the same round saw the same machine.
+
+`limit`: what the matrix products without padding take at the fastest rate of products in that number format,
+or the bytes of weights, optimizer and cache at the rate of copies, whichever is longer; both rates measured
+by the first system's process when it is done. There `ours x` is its share of the limit.
 """
 
 from __future__ import annotations
@@ -98,6 +102,10 @@ def table(trials: Sequence[Trial], systems: Sequence[str], shape: str, task: str
     for name, own in here.items():
         if own:
             yield "| " + " | ".join([f"`{name}`", *cells(own, here[first], task, len(head) - 1)]) + " |"
+    with_limits = [trial for trial in here[first] if "limits" in trial.found]
+    for name in with_limits[0].found["limits"] if with_limits else ():
+        own = [trial._replace(found=trial.found["limits"][name]) for trial in with_limits]
+        yield "| " + " | ".join([f"limit, {name}", *cells(own, here[first], task, len(head) - 1)]) + " |"
 
 
 def cells(own: Sequence[Trial], first: Sequence[Trial], task: str, width: int) -> list[str]:
@@ -105,6 +113,9 @@ def cells(own: Sequence[Trial], first: Sequence[Trial], task: str, width: int) -
         return [f"could not be run: {failures[0].replace('|', '/')}", *[""] * (width - 1)]
     row = []
     for column in COLUMNS[task]:
+        if column.key not in own[0].found:
+            row.append("")
+            continue
         values = [trial.found[column.key] * column.scale for trial in own]
         shown = format(statistics.median(values), column.form)
         if column.key not in speeds(task):

@@ -56,6 +56,17 @@ def test_a_table_has_medians_ranges_and_the_ratio_of_each_rounds_own_speeds() ->
     assert table[5].startswith("| `plain` | 1,000 (500 to 1,000) | 3.00 |")
 
 
+def test_limits_are_the_last_rows_with_the_share_that_the_first_system_reached() -> None:
+    def run(job: Any) -> dict[str, Any]:
+        limits = {"limits": {"float32": {"tokens_per_second": 4000.0 * (job.round + 1)}}}
+        return found(1000.0) | (limits if job.system == "ours" else {})
+
+    plan = driver().jobs(2, ["small"], ["train"], ["ours", "plain"])
+    table = driver().tables(driver().measure(plan, run), ["ours", "plain"]).splitlines()
+    assert table[-1].startswith("| limit, float32 | 6,000 (4,000 to 8,000) | 0.19 | ")
+    assert table[-1].count("|") == table[2].count("|")
+
+
 def test_a_system_that_fails_is_not_tried_again_and_stays_in_the_table() -> None:
     asked = []
 
