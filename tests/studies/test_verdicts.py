@@ -83,6 +83,7 @@ YES, NO, OPEN = "reproduced", "not reproduced", "not testable"
         (LOW, HIGH, 5.0, (NO, NO, NO, YES, YES, YES)),
         (NOISY, LOW, 0.0, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),
         (NOISY, LOW, 0.1, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),
+        (NOISY, LOW, 0.2, (OPEN, OPEN, OPEN, OPEN, OPEN, OPEN)),  # the interval reaches to 0.26
         (NOISY, LOW, 0.5, (NO, NO, NO, YES, YES, YES)),
         (LOW, LOW, 0.0, (NO, NO, NO, YES, YES, YES)),
         (FAILED, LOW, 0.0, (NO, YES, YES, NO, NO, YES)),

@@ -50,7 +50,9 @@ RULES = (
     " it, so it looks better than it is, the more so the more settings were tried: nothing corrects for"
     " that, and a note says where one arm had more tries than the other.",
     'Over "each", every setting is compared by itself with Holm\'s p values, those of clean splits included;'
-    " several settings therefore take more seeds (two to six settings that all part cleanly need four). All"
+    " several settings therefore take more seeds (two to six settings that all part cleanly need four)."
+    " Intervals are each setting's own, at 95 %, and so is what rests on them alone: that a difference is"
+    " ruled out, or lies within the margin. All"
     " reproduced is reproduced, none is not reproduced, some of each is mixed; settings that cannot be tested"
     " are named and do not count.",
     "Nothing corrects for the number of questions of a study: of twenty that are all in truth without a"
