@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.special import BOS, EOS, PAD
+from ..model.packing import LaidOut, can_be_laid_out
 from ..model.transformer import Transformer
 from ..modules.embeddings import POSITIONS
 from ..modules.precision import Precision, autocast, resolve_precision
@@ -65,9 +66,9 @@ class Models:
         self.device = torch.device(device) if device is not None else models[0].output_weight.device
         for model in models:
             model.to(self.device)
-        members = [ModelNextToken(model) for model in models]
-        self.model: NextToken = members[0] if len(members) == 1 else Ensemble(members)
         self.dtype = resolve_precision(precision, self.device)
+        self._laid_out: list[LaidOut] = []
+        self.model = _joined(self.models)
 
     @property
     def positions(self) -> int:
@@ -77,6 +78,13 @@ class Models:
     @contextmanager
     def working(self) -> Iterator[None]:
         """Evaluation mode, no gradients, the configured precision; training mode comes back afterwards."""
+        if all(can_be_laid_out(model) for model in self.models):
+            if any(each.stale for each in self._laid_out) or not self._laid_out:
+                self._laid_out = [LaidOut(model, self.dtype) for model in self.models]
+                self.model = _joined([each.model for each in self._laid_out])
+            with torch.inference_mode():
+                yield
+            return
         training = [model for model in self.models if model.training]
         for model in training:
             model.eval()
@@ -103,3 +111,8 @@ class Models:
         longest = max(map(len, rows))
         padded = [row + [PAD] * (longest - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.int64, device=self.device)
+
+
+def _joined(models: Sequence[Transformer]) -> NextToken:
+    members = [ModelNextToken(model) for model in models]
+    return members[0] if len(members) == 1 else Ensemble(members)

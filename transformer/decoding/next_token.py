@@ -103,7 +103,7 @@ class _Cached:
     def select(self, rows: Tensor) -> None:
         if (kept := self.cache.select(rows)) is not None:
             self.mask, self.memory = self.mask.index_select(0, kept), self.memory.index_select(0, kept)
-        self.row_mask = self.mask.index_select(0, self.cache.sentence)
+        self.row_mask = self.cache.as_attended(self.mask)
 
 
 class _Uncached:
