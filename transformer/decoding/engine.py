@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Protocol
 
 import torch
@@ -49,6 +51,12 @@ class Engine(Protocol):
 
     def search(self, requests: Sequence[Request], config: DecodeConfig) -> list[list[Hypothesis]]:
         """Each sentence's `config.n_best` hypotheses, best first; fewer where fewer are found."""
+        ...
+
+    def search_all(
+        self, batches: Sequence[Sequence[Request]], config: DecodeConfig
+    ) -> list[list[list[Hypothesis]]]:
+        """`search` of each batch; an engine may work on several at a time."""
         ...
 
     def token_log_probs(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
@@ -96,9 +104,42 @@ class Models:
                 model.train()
 
     def search(self, requests: Sequence[Request], config: DecodeConfig) -> list[list[Hypothesis]]:
+        return self._search(self.model, requests, config)
+
+    def search_all(
+        self, batches: Sequence[Sequence[Request]], config: DecodeConfig
+    ) -> list[list[list[Hypothesis]]]:
+        """As many batches at a time as torch has threads, one thread each: no step waits for the others."""
+        threads = torch.get_num_threads()
+        workers = min(threads, len(batches)) if self._laid_out else 1
+        if workers < 2:
+            return [self.search(batch, config) for batch in batches]
+        free: SimpleQueue[NextToken] = SimpleQueue()
+        free.put(self.model)
+        for _ in range(workers - 1):
+            free.put(_joined([each.again().model for each in self._laid_out]))
+
+        def work(batch: Sequence[Request]) -> list[list[Hypothesis]]:
+            model = free.get()
+            try:
+                with torch.inference_mode():  # a thread has its own
+                    return self._search(model, batch, config)
+            finally:
+                free.put(model)
+
+        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            return list(pool.map(work, batches))
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # what threads to come begin with
+
+    def _search(
+        self, model: NextToken, requests: Sequence[Request], config: DecodeConfig
+    ) -> list[list[Hypothesis]]:
         source = self._padded([[*request.source, EOS] for request in requests])
         limits, numbers = [request.limits for request in requests], [request.number for request in requests]
-        return SEARCHES[str(config.search)](self.model, source, limits, numbers, config)
+        return SEARCHES[str(config.search)](model, source, limits, numbers, config)
 
     def token_log_probs(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         source = self._padded([[*source, EOS] for source, _ in pairs])

@@ -85,7 +85,7 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
-# Logits of so many numbers at a time stay in a processor's cache, and in memory that it need not ask for anew.
+# So many logits at a time stay in a processor's cache, and in memory that it need not ask for anew.
 _AT_A_TIME = 1 << 20
 
 
@@ -103,7 +103,7 @@ class _LogProbs:
             self._kept = hidden.new_empty(rows, vocabulary, dtype=dtype)
         kept = self._kept[:rows]
         each = max(_AT_A_TIME // vocabulary, 1) if hidden.device.type == "cpu" else max(rows, 1)
-        for part, out in zip(hidden.split(each), kept.split(each), strict=True):
+        for part, out in zip(torch.split(hidden, each), torch.split(kept, each), strict=True):
             torch.log_softmax(self.model.project(part).to(kept.dtype), -1, out=out)
         return kept
 

@@ -1,4 +1,4 @@
-"""A model for inference on a CPU: the same parameters, its matrices laid out once for the kernels."""
+"""A model for inference on a CPU: the same parameters, its matrices joined and cast once."""
 
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ class LaidOut:
     """`model`, in evaluation mode, shares the parameters and buffers of the one it was made from.
 
     Its matrix products are computed in `dtype`, float32 or bf16; stream, norms and attention are float32.
+    `again` makes one more with the same products, for another thread: norms over tokens keep a pass's state
+    in the model.
     """
 
-    def __init__(self, model: Transformer, dtype: torch.dtype) -> None:
-        self._products = PackedProducts(model.parameters(), dtype)
+    def __init__(
+        self, model: Transformer, dtype: torch.dtype, products: PackedProducts | None = None
+    ) -> None:
+        self._made_from = model, dtype
+        self._products = products or PackedProducts(model.parameters(), dtype)
         shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
         self.model = copy.deepcopy(model, shared).eval()
         self.model.packed = self._products
@@ -39,7 +44,10 @@ class LaidOut:
                     if isinstance(child, nn.Linear):
                         module.add_module(name, PackedLinear(child, self._products))
 
+    def again(self) -> LaidOut:
+        return LaidOut(*self._made_from, self._products)
+
     @property
     def stale(self) -> bool:
-        """Have the parameters changed since their matrices were laid out?"""
+        """Have the parameters changed since their matrices were read?"""
         return self._products.stale

@@ -48,7 +48,7 @@ class Transformer(nn.Module):
         if config is not None and flags:
             raise ConfigError("Transformer takes a ModelConfig or flags, not both")
         self.config = config = ModelConfig(**flags) if config is None else config
-        self.packed: PackedProducts | None = None  # where the weights are laid out for inference
+        self.packed: PackedProducts | None = None  # in a model made for inference
         for side, size in (("source", source_vocab), ("target", target_vocab)):
             if not isinstance(size, int) or size <= EOS:
                 raise ConfigError(f"{side}_vocab is {size!r}: it needs a number above {EOS}, the special ids")

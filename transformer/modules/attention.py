@@ -104,7 +104,7 @@ class MultiHeadAttention(nn.Module):
         self.inner_norm = make_norm() if make_norm and inner.norm else None
         self.head_scale = nn.Parameter(torch.ones(heads)) if inner.head_scale else None
         self.shift = nn.Parameter(torch.zeros(())) if inner.shift else None
-        self.packed: PackedProducts | None = None  # where the weights are laid out for inference
+        self.packed: PackedProducts | None = None  # in a model made for inference
 
     def initial_gains(self, gains: Gains) -> list[tuple[nn.Linear, float]]:
         """Each matrix with its gain: a placement's beta scales the path of the values."""
