@@ -2,11 +2,12 @@
 
 python benchmarks/claims_large.py configs/studies/warmup.yaml --corpus multi30k --device cuda --minutes 9
 
-The study file's questions and arms stay. What fits its small model goes: size, batch, threads. The base is
-configs/paper/CORPUS.yaml, warm-ups and time scales grow with the number of updates, and learning rates are
-multiplied by --rates, but SGD's are not: Adam's best rate falls with the width. What is not finished in time
-goes on with the same command; the report says what is missing. A target stays what it was, and may be easy
-for the large model. SIGTERM ends it as the time does.
+The study file's questions, arms and seeds stay; --seeds gives others. Overridden is what fits its small
+model: the base, which is configs/paper/CORPUS.yaml, the updates (--updates), and of the budget the size,
+dropout, vocabulary, test sets, batch, validation interval and threads. Warm-ups and time scales grow with the
+updates, and learning rates are multiplied by --rates, but SGD's are not: Adam's best rate falls with the
+width. What is not finished in time goes on with the same command; the report says what is missing. A target
+stays what it was, and may be easy for the large model. SIGTERM ends it as the time does.
 
 A grid of 36 runs of 3,000 updates takes longer than nine minutes on any one GPU: its seeds come one after
 the other, so a first call ends in answers that are not testable yet. Fewer --updates, or more calls.
@@ -36,16 +37,16 @@ CORPORA = {"multi30k": ("multi30k.yaml", "test2016"), "iwslt14": ("iwslt14_de_en
 # Options by which a study fits its small machine. The large configuration has its own.
 SMALL = {
     *("model.d_model", "model.d_ff", "model.dropout", "data.test", "data.tokenizer.vocab_size"),
-    *("train.threads", "train.batch_tokens", "train.updates", "train.validate_every", "train.stall_updates"),
+    *("train.threads", "train.batch_tokens", "train.updates", "train.validate_every"),
 }
 IN_UPDATES = ("train.warmup", "train.timescale")
 SMALL_UPDATES = 1000  # of configs/multi30k_small.yaml
 
 
 def enlarged(
-    study: Study, base: Path, test_set: str, updates: int, rates: float, seeds: Sequence[int]
+    study: Study, base: Path, test_set: str, updates: int, rates: float, seeds: Sequence[int] | None
 ) -> dict[str, Any]:
-    """The study as a file for the large model; questions and arms name the new values."""
+    """The study as a file for the large model; questions and arms name the new values. None: own seeds."""
     shorter = updates / study.budget.get("train.updates", SMALL_UPDATES)
 
     if study.budget.get("train.optimizer") == "sgd":
@@ -63,7 +64,7 @@ def enlarged(
     plain["base"] = str(base)
     plain["title"] = f"{study.title.partition(' (')[0]} ({base.stem}, the paper's size)"
     plain["metric"] = plain["metric"].replace("test2016", test_set)
-    plain["seeds"] = list(seeds)
+    plain["seeds"] = list(seeds or study.seeds)
     plain["axes"] = {key: [value(key, old) for old in values] for key, values in study.axes.items()}
     plain["budget"] = renewed({key: old for key, old in study.budget.items() if key not in SMALL})
     plain["budget"]["train.updates"] = updates
@@ -120,7 +121,7 @@ def main() -> int:
     )
     parser.add_argument("--updates", type=int, default=3000, help="of each run")
     parser.add_argument("--rates", type=float, default=0.25, help="the study's learning rates times this")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the study's own")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "large")
     arguments = parser.parse_args()
     name, test_set = CORPORA[arguments.corpus]

@@ -4,9 +4,8 @@ python -m transformer study configs/studies/NAME.yaml --report-only --out docs/c
 python benchmarks/ledger.py
 
 Verdicts, numbers and the sentences after a question are those of the reports' table.json, for the probe's
-claim those of its JSON; only the readings are written by hand. A claim is reproduced when all the questions
-that count for it are, not reproduced when the seeds decided at least one and none is, mixed else; where they
-decided none it is not testable at this size. What stands under `beside` is shown and does not count.
+claim those of its JSON; only the readings are written by hand. How verdicts of questions are combined stands
+at the head of the page. What stands under `beside` is shown and does not count.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from transformer.studies.config import higher_is_better
+from transformer.studies.metrics import higher_is_better
 
 ROOT = Path(__file__).parents[1]
 CLAIMS = ROOT / "docs" / "claims"
@@ -41,6 +40,10 @@ Made by `python benchmarks/ledger.py` from [the list of claims](claims/ledger.ya
 Models and corpora are small: a verdict says what happens at this size, not at the papers'. Trainings ran on
 one thread each of an AMD EPYC with AVX512-BF16 (two cores, torch 2.13.0, November 2026), where
 `train.precision: auto` is bf16 products with float32 weights.
+
+A claim is **reproduced** when all the questions that count for it are; **not reproduced** when the seeds
+decided at least one of them and none is reproduced; **not testable at this size** when they decided none; and
+**mixed** else: part reproduced, and part not reproduced or open. What is shown beside it does not count.
 
 *Result* has a part for each question that counts: how much better or worse the first side is (95 % interval),
 in nats of validation loss where nothing else is said; a gap is validation less training nll.

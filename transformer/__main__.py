@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "paired significance tests between two runs",
     "demo": "translations of test sentences and the scores of a run",
     "export": "write a run for CTranslate2 to serve: folded, verified",
+    "bench": "time training and translation, beside what this machine could do",
     "average": "average checkpoints of a run into one weights file",
     "data": "prepare or inspect the data of a configuration",
     "docs": "write the generated tables of the documentation",

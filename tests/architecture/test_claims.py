@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from transformer.studies.config import load_study
-from transformer.studies.judging import RULES
+from transformer.studies.rules import RULES
 
 ROOT = Path(__file__).parents[2]
 CLAIMS, STUDIES = ROOT / "docs" / "claims", ROOT / "configs" / "studies"

@@ -22,6 +22,7 @@ FLOORS = (
     "analysis",
     "studies",
     "export",
+    "speed",
     "cli",
 )
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -169,6 +169,22 @@ def test_another_reference_under_the_same_name_is_refused(
     assert "another reference" in capsys.readouterr().err
 
 
+def test_of_a_run_that_left_no_model_it_is_told_what_differs(
+    copies: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = json.loads((copies[1] / RESULT).read_text(encoding="utf-8"))
+    result |= {"status": "diverged", "reason": "not finite at update 9 (rate 1); " + "exploded; " * 99}
+    (copies[1] / RESULT).write_text(json.dumps(result), encoding="utf-8")
+    (copies[1] / "model.safetensors").unlink()
+    assert main(["compare", *map(str, copies)]) == 1
+    out, err = capsys.readouterr()
+    assert "model.placement pre -> post" in " ".join(out.split())
+    assert f"{copies[1]} has no model: the run ended as diverged (not finite at update 9 (rate 1)" in err
+    assert len(err) < 300 + 2 * len(str(copies[1]))
+    assert main(["compare", *map(str, copies), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["differences"]["model.placement"] == ["pre", "post"]
+
+
 def test_a_directory_that_is_no_run_is_told(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from transformer.cli.resolve import new_config
-from transformer.core.errors import ConfigError
+from transformer.core.errors import CheckpointError, ConfigError
 from transformer.core.loading import load, to_yaml
-from transformer.studies.cells import Cell, plan, shard, state, states
+from transformer.studies.cells import Cell, plan, refuse_damaged, shard, state, states
 from transformer.studies.config import Study, load_study
 from transformer.studies.runner import lock_of
 
@@ -162,6 +163,23 @@ def test_the_state_of_a_cell_is_what_its_directory_says(
     assert state(cell) == "new"
     leave(cell, result)
     assert state(cell) == expected
+
+
+@pytest.mark.parametrize("keep", [0, 40, 300, 900, None], ids=["empty", "40", "300", "900", "bytes"])
+def test_a_damaged_configuration_is_that_cells_alone(tmp_path: Path, keep: int | None) -> None:
+    cell, other, *_ = cells = cells_of(tmp_path)
+    leave(cell, {"status": "diverged", "test": {}})
+    leave(other, {"status": "diverged", "test": {}})
+    file = cell.run_dir / "config.yaml"
+    whole = file.read_bytes()
+    file.write_bytes(random.Random(1).randbytes(500) if keep is None else whole[:keep])
+    known = states(cells)
+    assert (known[cell.name], known[other.name]) == ("damaged", "diverged")
+    with pytest.raises(CheckpointError) as failure:
+        refuse_damaged(cells, known)
+    assert str(failure.value).startswith(f"{file}: damaged")
+    assert str(other.run_dir) not in str(failure.value)
+    refuse_damaged([other], known)
 
 
 def test_runs_made_with_other_options_are_refused_with_a_line_for_each_option(tmp_path: Path) -> None:

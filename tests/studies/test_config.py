@@ -10,7 +10,8 @@ from transformer.cli.resolve import new_config
 from transformer.cli.study import main as study
 from transformer.core.errors import ConfigError
 from transformer.studies.cells import plan
-from transformer.studies.config import Study, higher_is_better, load_study, matches, scored_set
+from transformer.studies.config import Study, load_study, matches
+from transformer.studies.metrics import higher_is_better, scored_set
 
 FILE = """\
 name: grid
@@ -139,6 +140,10 @@ def test_the_sides_of_a_second_difference_are_checked_as_the_first(tmp_path: Pat
     assert "did you mean 'adam'?" in told
     told = problems(tmp_path, f"{FILE}questions:\n  - {{ask: q, {sides}, {other.replace('adm', 'adam')}}}\n")
     assert "questions.0.against.that: no run is like this" in told
+    for again in ("this: {arm: adam}, that: {arm: sgd}", "this: {arm: sgd}, that: {arm: adam}"):
+        own = f"this: {{arm: sgd}}, that: {{arm: adam}}, expect: better, against: {{{again}}}"
+        told = problems(tmp_path, f"{FILE}questions:\n  - {{ask: q, {own}}}\n")
+        assert "questions.0.against: this is the question's own difference" in told
     each = "over: each, against: {this: {arm: adam}, that: {arm: sgd}}"
     assert "not with over: each" in problems(tmp_path, f"{FILE}questions:\n  - {{ask: q, {sides}, {each}}}\n")
 
@@ -167,6 +172,38 @@ def test_a_depth_and_one_of_the_depths_it_stands_for_are_in_each_others_way(tmp_
     )
     text = text.replace(", train.lr: 3e-3", "")
     assert "model.encoder_layers is set in axes as well" in problems(tmp_path, text)
+
+
+def test_an_option_and_the_section_it_is_part_of_are_in_each_others_way(tmp_path: Path) -> None:
+    text = FILE.replace("model.placement: [post, pre]", "train: [{lr: 1e-3}, {lr: 3e-3}]")
+    told = problems(tmp_path, text)
+    assert "axes.train.lr: train.lr is set in axes as well, by train" in told
+    assert "arms.0.set.train.optimizer: train.optimizer is set in axes as well, by train" in told
+    assert "budget.train.updates: train.updates is set in axes as well, by train" in told
+    within = FILE.replace("{train.optimizer: adam}", "{model.norm: layer, model.norm.decoder: rms}")
+    told = problems(tmp_path, within)
+    assert "arms.0.set.model.norm.decoder: model.norm.decoder is set in arms as well, by model.norm" in told
+    across = FILE.replace("{train.optimizer: adam}", "{model.norm: layer}")
+    across = across.replace("train.optimizer: sgd", "model.norm.decoder: rms")
+    assert len(list(load_study(written(tmp_path, across)).settings())) == 6, "two arms may"
+    apart = FILE.replace("[post, pre]\n", "[post, pre]\n  model.placement_options: [{}]\n")
+    assert load_study(written(tmp_path, apart)).axes["model.placement_options"] == [{}]
+
+
+def test_hints_are_for_a_study_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--set goes to the budget, and a study is no base."""
+    told = problems(tmp_path, "axes: {train.lr: [1e-3]}\n")
+    assert "name: required, but not given; set it in the file" in told
+    assert "--set" not in told
+    (tmp_path / "study.yaml").unlink()
+    (tmp_path / "grid.yaml").write_text(FILE.replace("base.yaml", "grid.yml"), encoding="utf-8")
+    for name, hint in (("", "it is seen from the study file"), ("grit.yaml", "did you mean")):
+        if name:
+            (tmp_path / name).touch()
+        assert study([str(tmp_path / "grid.yaml"), "--dry-run"]) == 2
+        said = capsys.readouterr().err
+        assert f"base: cannot read {tmp_path / 'grid.yml'}: no such file; {hint}" in said
+        assert "grid.yaml?" not in said
 
 
 @pytest.mark.parametrize("name", ["../up", "a b", "", ".hidden", "x/y"])

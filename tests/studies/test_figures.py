@@ -188,6 +188,30 @@ def test_every_point_of_a_gain_is_within_its_axes_even_with_one_seed() -> None:
         assert min(abs(place) for place in places) > 0.03 * high
 
 
+def test_a_panel_without_an_amount_has_neither_band_nor_scale() -> None:
+    outcomes = [made({ARM: arm}, seed, loss) for arm, loss in (("a", 3.0), ("b", None)) for seed in (1, 2, 3)]
+    question = asked({ARM: "a"}, {ARM: "b"}, margin=0.1)
+    with style():
+        found = draw_gains([answer(question, outcomes)])
+        assert found is not None
+        check(found[0])
+    (axes,) = found[0].axes
+    assert (list(axes.patches), list(axes.get_xticks()), axes.get_xlabel()) == ([], [], "")
+    assert not axes.spines["bottom"].get_visible()
+    assert axes.texts[0].get_text() == "diverged 0 of 3 against 3 of 3"
+
+
+def test_a_sample_of_a_line_stands_beside_words() -> None:
+    """In a panel of one line the title says all, unless seeds diverged: no sample without a word."""
+    settings = all_of(arm=[f"arm {i}" for i in range(12)])
+    with style():
+        found = draw_curves(grouped(runs(settings)))
+    assert found is not None
+    for axes in found[0].axes:
+        if axes.get_visible():
+            assert not any(line.get_clip_on() is False for line in axes.lines)
+
+
 def test_an_interval_that_leaves_the_panel_ends_in_arrows() -> None:
     losses = {"a": (3.0, 3.0), "b": (3.1, 2.85)}
     outcomes = [

@@ -46,6 +46,8 @@ def test_rates_fall_and_warm_ups_grow(tmp_path: Path) -> None:
     assert plain["axes"]["train.lr"] == [5e-4, 1.5e-3, 5e-3]
     assert plain["questions"][0]["that"]["train.warmup"] == 500
     assert plain["seeds"] == [1, 2]
+    norms = load_study(ROOT / "configs" / "studies" / "norms.yaml")
+    assert LARGE["enlarged"](norms, ROOT, "test2016", 3000, 0.25, None)["seeds"] == [1, 2, 3, 4], "its own"
     sgd = load_study(ROOT / "configs" / "studies" / "warmup_sgd.yaml")
     assert (
         LARGE["enlarged"](sgd, ROOT, "test2016", 3000, 0.25, [1])["axes"]["train.lr"] == sgd.axes["train.lr"]

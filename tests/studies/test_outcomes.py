@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import time
@@ -107,6 +108,26 @@ def test_a_changed_study_is_refused_and_names_what_changed(
     words = [str(folder / "study.yaml"), "--runs", str(done[0]), "--set", "train.clip=3"]
     assert study(words) == study([*words, "--report-only"]) == 2
     assert capsys.readouterr().err.count("train.clip: the run in") == 2, "a line for both cells, twice"
+
+
+def test_a_damaged_cell_stops_no_report_and_a_run_names_it(
+    folder: Path, done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(done[0], runs)
+    file = runs / "small" / "cells" / "pre-seed1" / "config.yaml"
+    file.write_bytes(b"")
+    words = [str(folder / "study.yaml"), "--runs", str(runs)]
+    assert study([*words, "--report-only"]) == 0
+    told = capsys.readouterr().err
+    assert "1 of 2 cells are missing: pre-seed1" in told
+    for more in ([], ["--launch", "local"]):
+        assert study([*words, *more]) == 1
+        told = capsys.readouterr().err.strip()
+        assert told.startswith(f"error: {file}: damaged")
+        assert len(told.splitlines()) == 1
+    assert study([*words, "--dry-run"]) == 0
+    assert "damaged      pre-seed1" in capsys.readouterr().out
 
 
 def test_a_report_of_what_is_finished_says_what_is_missing(

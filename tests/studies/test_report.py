@@ -17,9 +17,9 @@ import pytest
 
 from transformer.core.errors import ConfigError
 from transformer.model.config import ModelConfig
+from transformer.model.cost import cost_of
 from transformer.studies.cells import Cell
 from transformer.studies.config import Study, load_study
-from transformer.studies.cost import cost_of
 from transformer.studies.document import Answer, Code, Table, Words, html, markdown
 from transformer.studies.drawing import lines_of, panels_of
 from transformer.studies.figures import line_sensitivity
@@ -392,6 +392,23 @@ def test_many_lines_have_a_panel_for_each_arm() -> None:
     assert [title for title, _ in panels] == ["p0", "p1", "p2", "p3"]
     colours = [[line.colour for line in held] for _, held in panels]
     assert all(each == colours[0] and len(set(each)) == 2 for each in colours)
+
+
+def test_mappings_are_written_as_in_the_file(tmp_path: Path) -> None:
+    mixed = {"encoder": "batch", "decoder": "layer"}
+    study = Study.model_validate(
+        {
+            "name": "made",
+            "base": "x.yaml",
+            "arms": [{"label": "mixed", "set": {"model.norm": mixed}}, {"label": "plain"}],
+            "budget": {"data.test": {}, "train.validate_bleu": False, "train.betas": [0.9, 0.98]},
+        }
+    )
+    report(study, [made(s, 1, 3.0 + 0.1 * i) for i, s in enumerate(study.settings())], tmp_path)
+    page = (tmp_path / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    assert "arm mixed: model.norm = {encoder: batch, decoder: layer}" in page
+    assert "in all runs: data.test = {}, train.validate_bleu = false, train.betas = [0.9, 0.98]" in page
+    assert "Fewer than 3 seeds are too few for any answer." in page
 
 
 def test_labels_say_values_as_readers_do() -> None:

@@ -16,6 +16,7 @@ from transformer.studies.statistics import (
     holm,
     mean_of,
     paired,
+    reached_at_once,
     sensitivity,
     sign_test,
     split_chance,
@@ -144,6 +145,14 @@ def test_a_clean_split_is_never_likelier_than_its_bound(seeds: int) -> None:
     assert max(chances) == pytest.approx(split_chance(seeds))
 
 
+@pytest.mark.parametrize("spread", [(0.0, 1.0), (0.1, 0.9), (0.3, 0.5, 0.7)])
+def test_it_is_a_bound_too_where_seeds_are_not_alike(spread: tuple[float, ...]) -> None:
+    """Given each seed's own rate, of both runs; whether the seeds draw theirs together or apart."""
+    apart = 2 * (sum(q * (1 - q) for q in spread) / len(spread)) ** 3
+    together = 2 * sum((q * (1 - q)) ** 3 for q in spread) / len(spread)
+    assert max(apart, together) <= split_chance(3)
+
+
 def test_holm_multiplies_by_what_is_left_and_never_falls() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.5]) == [1.0, 1.0]
@@ -189,10 +198,13 @@ def test_updates_to_a_target_lie_between_validations() -> None:
     assert updates_to(curve, 2.9) is None
     assert updates_to(curve, 6.0) == 100
     assert updates_to([], 1.0) is None
+    assert [reached_at_once(curve, target) for target in (2.9, 3.25, 4.0, 6.0)] == [False, False, False, True]
 
 
 def test_a_validation_that_was_not_finite_is_no_point_to_draw_from() -> None:
-    assert updates_to([(100, 5.0), (200, math.nan), (300, 3.0)], 4.0) == 300
+    curve = [(100, 5.0), (200, math.nan), (300, 3.0)]
+    assert updates_to(curve, 4.0) == 300
+    assert reached_at_once(curve, 4.0), "where between it was is not known"
 
 
 REFERENCES = [

@@ -15,10 +15,15 @@ from hypothesis import strategies as st
 
 from transformer.studies.bootstrap import BOOTSTRAPPED
 from transformer.studies.cells import Cell
-from transformer.studies.config import Question
+from transformer.studies.config import Question, Study
+from transformer.studies.derived import difference
+from transformer.studies.drawing import style
 from transformer.studies.groups import best_of, grouped
-from transformer.studies.judging import RULES, compare, judge
+from transformer.studies.judging import compare, judge
 from transformer.studies.outcomes import Outcome
+from transformer.studies.rows import draw_target
+from transformer.studies.rules import RULES
+from transformer.studies.tables import results
 from transformer.studies.verdicts import Verdict, answer
 
 EXPECTATIONS = ("better", "worse", "differs", "same", "no worse", "no better")
@@ -485,3 +490,55 @@ def test_a_run_that_failed_within_a_difference_counts_or_is_named() -> None:
 
 def with_value(run: Outcome, **values: Any) -> Outcome:
     return replace(run, cell=replace(run.cell, values={**run.cell.values, **values}))
+
+
+def reaching(curves: Sequence[Sequence[tuple[int, float]]], arm: str) -> list[Outcome]:
+    return [
+        replace(run, curve=list(curve))
+        for run, curve in zip(runs([1.0] * len(curves), arm=arm), curves, strict=True)
+    ]
+
+
+AT_ONCE, SOON, LATE = [(50, 2.4), (100, 1.0)], [(50, 3.5), (100, 2.5)], [(50, 9.0), (100, 3.5), (200, 2.5)]
+
+
+def test_what_both_reach_by_their_first_validation_tells_nothing() -> None:
+    """One may have been there at update 1, the other at 49: they are not the same for that."""
+    arms = [*reaching([AT_ONCE] * 3, "a"), *reaching([AT_ONCE] * 3, "b")]
+    found = answer(asked("same", 25), arms, "updates_to_target")
+    assert found.verdict == OPEN
+    assert "both are at the target by their first validation, left out: 1, 2, 3 of the seeds" in found.notes
+
+
+def test_what_one_reaches_by_its_first_validation_is_a_bound_and_is_said_to_be() -> None:
+    arms = [*reaching([AT_ONCE, AT_ONCE, SOON, AT_ONCE], "a"), *reaching([LATE, LATE, LATE, AT_ONCE], "b")]
+    found = answer(asked("better"), arms, "updates_to_target")
+    (comparison,) = found.comparisons
+    assert comparison.seeds == [1, 2, 3]
+    assert found.words.startswith("≤ 67 against 200, 133 better")
+    both, one = found.notes
+    assert both == "both are at the target by their first validation, left out: 4 of the seeds"
+    assert one.endswith("by its first validation with seed 1, 2: the difference is at least so large")
+
+
+def test_a_bound_against_a_failure_needs_no_note() -> None:
+    never = [(50, 9.0), (100, 3.5)]
+    arms = [*reaching([AT_ONCE] * 3, "a"), *reaching([never] * 3, "b")]
+    found = answer(asked("better"), arms, "updates_to_target")
+    assert (found.verdict, found.notes) == (YES, [])
+
+
+def test_a_difference_of_bounds_is_not_known() -> None:
+    (this,), (that,) = grouped(reaching([AT_ONCE, SOON], "a")), grouped(reaching([LATE, LATE], "b"))
+    found = difference(this, that, "updates_to_target")
+    assert (found.scores("updates_to_target"), found.unmeasured("updates_to_target")) == ({2: -100.0}, [1])
+
+
+def test_tables_and_figures_show_a_bound_as_one() -> None:
+    groups = grouped([*reaching([AT_ONCE, SOON], "a"), *reaching([LATE, LATE], "b")])
+    table = results(Study(name="s", base="b", target=2.5), groups)
+    assert [row[-1] for row in table.rows] == ["≤ 75", "200 ± 0"]
+    with style():
+        drawn = draw_target(Study(name="s", base="b", target=2.5), groups)
+    assert drawn is not None
+    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["≤ 75", "200"]

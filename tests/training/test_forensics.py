@@ -237,6 +237,7 @@ def test_a_validation_alone_that_is_not_finite_is_unclear(workshop: Any) -> None
     found = ended(trainer)
     assert (found["class"], found["first"], found["replayed"]["same"]) == ("unclear", None, False)
     assert "run again, the update was finite: what broke it is not in weights and batch" in found["words"]
+    assert found["batch"] is None  # it was not a batch of the training that told of it
 
 
 # --- never started, collapsed
@@ -274,6 +275,43 @@ def test_a_loss_that_rises_and_comes_back_is_no_divergence(risen: list[float], w
     assert trainer.fit().status == "completed"
 
 
+@pytest.mark.parametrize("stall_updates", [0, 40], ids=["not looked for", "of all updates"])
+@pytest.mark.parametrize("log_every", [2, 7])
+def test_slow_learning_is_no_divergence_at_the_last_update(
+    log_every: int, stall_updates: int, workshop: Any
+) -> None:
+    """There is nothing left to stop, and the loss says how far it has come."""
+    level = {"unigram_loss": math.log(10), "stall_updates": stall_updates}
+    trainer = workshop.trainer(updates=40, lr=1e-9, log_every=log_every, **level)
+    assert trainer.fit().status == "completed"
+
+
+def test_a_model_that_began_far_above_the_level_and_ends_there_is_a_failure(workshop: Any) -> None:
+    """Without a norm it may begin anywhere: an end below that is no success."""
+    trainer = workshop.trainer(updates=12, unigram_loss=math.log(10), lr=1e-9, stall_updates=0)
+    logging(trainer, [1e8, 9e7, 8e7, 9e7, 8e7, 9e7, 8e7])
+    found = ended(trainer)
+    assert (found["class"], found["update"], found["batch"]) == ("never started", 12, None)
+    assert "at its end, update 12, the training nll is 8e+07" in (trainer.run_dir / "log.txt").read_text()
+    assert (trainer.run_dir / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("last", [[2.5, 20.0, 20.0], [20.0, 2.5, 20.0], [4.0, 4.0, 4.0]])
+def test_a_spike_at_the_end_and_a_poor_end_are_results(last: list[float], workshop: Any) -> None:
+    trainer = workshop.trainer(updates=12, unigram_loss=math.log(10), lr=1e-9)
+    logging(trainer, [2.4, 2.4, 2.4, 2.4, *last])
+    assert trainer.fit().status == "completed"
+
+
+@pytest.mark.parametrize(("learned", "kind"), [(True, "exploded"), (False, "exploded")])
+def test_an_explosion_that_is_young_when_the_run_ends_is_one(learned: bool, kind: str, workshop: Any) -> None:
+    trainer = workshop.trainer(updates=12, unigram_loss=math.log(10), lr=1e-9)
+    logging(trainer, [2.4, 2.0 if learned else 2.4, 2.4, 2.4, 50.0, 50.0, 50.0])
+    found = ended(trainer)
+    assert (found["class"], found["update"]) == (kind, 8)
+    assert "the logged nll rose from 2.4 to 50" in found["words"]
+
+
 # --- overflow
 
 
@@ -301,20 +339,45 @@ def test_products_that_overflow_in_half_precision_alone_are_an_overflow(workshop
 def test_what_overflows_after_the_loss_has_risen_far_has_exploded(
     nll: float, kind: str, workshop: Any
 ) -> None:
-    trainer = workshop.trainer(model=workshop.model(dropout=0.0), lr=1e-6)
-    trainer.passes.dtype = torch.float16
+    trainer = halved(workshop, {5: [("hidden", 0, 1e5)]})
     logging(trainer, [3.0, nll])
+    found = ended(trainer)
+    assert (found["class"], found["update"]) == (kind, 6)
+
+
+def test_what_overflows_after_it_has_grown_has_exploded(workshop: Any) -> None:
+    """The words print what has grown; a class that speaks of the products alone would contradict them."""
+    found = ended(halved(workshop, {5: [("output", 0, 1e3), ("hidden", 1, 1e5)]}))
+    assert "times as large as with the weights after update 0" in found["words"]
+    assert (found["class"], found["update"]) == ("exploded", 6)
+    assert "finite in float32 with the same weights and batch" in found["words"]
+
+
+def test_what_overflows_after_a_gradient_spike_has_exploded(workshop: Any) -> None:
+    trainer = halved(workshop, {14: [("hidden", 1, 1e5)]})
+    parameter = trainer.model.encoder.layers[1].feedforward.hidden.weight
+    parameter.register_hook(lambda g: g * 1e3 if trainer.progress.update == 13 else g)
+    found = ended(trainer)
+    assert found["spike"]["update"] == 14
+    assert "as large as" not in found["words"]
+    assert (found["class"], found["update"]) == ("exploded", 15)
+
+
+def halved(workshop: Any, times: dict[int, list[tuple[str, int, float]]]) -> Trainer:
+    """A trainer in float16; after some updates weights of the encoder's feed-forwards are multiplied."""
+    model = workshop.model(placement="pre", dropout=0.0, encoder_layers=2)
+    trainer: Trainer = workshop.trainer(model=model, lr=1e-6, updates=20, validate_every=20)
+    trainer.passes.dtype = torch.float16
     step = trainer.step
 
     def growing(batches: Any) -> None:
         step(batches)
-        if trainer.progress.update == 5:
-            with torch.no_grad():
-                trainer.model.encoder.layers[0].feedforward.hidden.weight.mul_(1e5)
+        with torch.no_grad():
+            for name, layer, factor in times.get(trainer.progress.update, ()):
+                getattr(trainer.model.encoder.layers[layer].feedforward, name).weight.mul_(factor)
 
-    trainer.step = growing
-    found = ended(trainer)
-    assert (found["class"], found["update"]) == (kind, 6)
+    trainer.step = growing  # type: ignore[method-assign]
+    return trainer
 
 
 def test_an_explosion_under_bf16_is_no_overflow(workshop: Any) -> None:

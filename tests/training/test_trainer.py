@@ -251,6 +251,13 @@ def test_an_infinite_gradient_alone_is_divergence_too(workshop: Any) -> None:
     assert "update 3" in outcome.reason
 
 
+def test_a_perplexity_beyond_the_largest_number_is_no_divergence(workshop: Any) -> None:
+    """exp(710) is infinite, and a loss of 710 is not."""
+    measured = {"loss": 710.0, "nll": 710.0, "perplexity": math.inf}
+    trainer = workshop.trainer(validate=lambda model: measured, unigram_loss=math.log(10))
+    assert trainer.fit().status == "completed"
+
+
 def test_a_validation_that_is_not_finite_is_divergence(workshop: Any) -> None:
     outcome = workshop.trainer(validate=Scores(1, math.nan)).fit()
     assert (outcome.status, outcome.updates, outcome.best_update) == ("diverged", 8, 4)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError, DataError
-from ..core.plans import shown
-from ..core.rundir import TESTS
+from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.reading import written
+from ..core.rundir import TESTS, WEIGHTS
 from ..data.dataset import read_parallel
 from ..decoding.translator import Translator
 from ..studies.bootstrap import SAMPLES, Resampled, paired_bootstrap
@@ -21,6 +21,7 @@ from .command import Parser, command, whole_number
 from .config import Config
 from .lines import json_line, read_lines, say
 from .resolve import run_config
+from .result import how_it_ended
 from .runs import Run, load_run, pick_device
 
 DESCRIPTION = """\
@@ -47,6 +48,11 @@ class Side:
         """Lines of RUN/tests/NAME.ENDING, None where there is no such file."""
         file = self.directory / TESTS / f"{test.replace(os.sep, '_')}.{ending}"
         return list(read_lines(str(file))) if file.is_file() else None
+
+    def has_no_model(self) -> bool:
+        """Has it ended without one, as a run that diverged before its first validation?"""
+        diverged = read_result(self.directory).get("status") == "diverged"
+        return diverged and not (self.directory / WEIGHTS).is_file()
 
     def parameters(self, loaded: dict[Path, Run]) -> int | None:
         if self.directory in loaded:
@@ -81,6 +87,10 @@ def main(argv: Sequence[str]) -> int:
 
     found: dict[str, list[Resampled]] = {}
     sentences: dict[str, int] = {}
+    if lost := [side.directory for side in sides if side.has_no_model()]:
+        facts = _facts(sides, found, sentences, loaded)
+        print(json_line(facts) if arguments.json else "\n".join(_text(sides, found, facts)), flush=True)
+        raise CheckpointError("; ".join(f"{run} has no model: {how_it_ended(run)}" for run in lost))
     if arguments.input is not None:
         sources, references = list(read_lines(arguments.input)), list(read_lines(arguments.reference))
         if len(sources) != len(references):
@@ -198,8 +208,9 @@ def _text(sides: Sequence[Side], found: dict[str, list[Resampled]], facts: dict[
                 f"  {each.metric:<10} {one:>15} {other:>15} {each.difference + 0.0:>+8.2f}   {_verdict(each)}"
             )
         lines += [f"  {each.metric:<6} {each.signature}" for each in scores]
-    lines += ["", *(f"note: {note}" for note in facts["notes"])]
-    lines.append("One training of each: this is about these two models, not about other seeds.")
+    lines += [""] if found or facts["notes"] else []
+    lines += [f"note: {note}" for note in facts["notes"]]
+    lines += ["One training of each: this is about these two models, not about other seeds."] if found else []
     counts = ["unknown" if count is None else f"{count:,}" for count in facts["parameters"]]
     both = f"{counts[0]} each" if counts[0] == counts[1] else " and ".join(counts)
     lines += ["", f"parameters: {both}"]
@@ -218,7 +229,7 @@ def _verdict(each: Resampled) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "(not set)" if value is None else shown(value)
+    return "(not set)" if value is None else written(value)
 
 
 def _check(arguments: argparse.Namespace) -> None:

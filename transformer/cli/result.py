@@ -66,10 +66,15 @@ def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
 
 
 def how_it_ended(run_dir: Path) -> str:
-    """`the run ended as diverged: REASON`, as result.json says, or that it does not say."""
+    """`the run ended as diverged (REASON)`, as result.json says, or that it does not say.
+
+    Of a reason that is long, as that of a diverged run is, the first part.
+    """
     try:
         result = read_result(run_dir)
-        return f"the run ended as {result['status']} ({result['reason']})"
+        first, more, _ = str(result["reason"]).partition("; ")
+        more = f"; all of it: {run_dir / RESULT}" if more else ""
+        return f"the run ended as {result['status']} ({first}{more})"
     except (CheckpointError, KeyError):
         return "the run did not come to an end"
 

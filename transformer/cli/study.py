@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 from collections import Counter
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, Problem, UserError
-from ..core.loading import parse_override
-from ..core.plans import shown
-from ..studies.cells import FINISHED, RUNS, Cell, State, plan, shard, states
+from ..core.loading import parse_override, similar_file
+from ..core.reading import written
+from ..studies.cells import FINISHED, RUNS, Cell, State, plan, refuse_damaged, shard, states
 from ..studies.config import Study, load_study
 from ..studies.estimate import estimate
 from ..studies.launch import launch
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.launch_set and not arguments.launch:
         raise ConfigError("--launch-set is for --launch slurm or --launch local")
     study = load_study(arguments.file, arguments.overrides, arguments.base)
+    _require_base(study.base, arguments.file)
     cells = plan(study, new_config, arguments.runs)
     known = states(cells)
     again = _again(arguments.file, arguments.base, arguments.overrides)
@@ -58,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(_plan_text(study, cells, own, known)), flush=True)
         print(estimate(own, known, slots).text(len(slots.devices), len(left)))
         return 0
+    refuse_damaged(own, known)
     if find_spec("matplotlib") is None:
         say("note: matplotlib is missing, and the report needs it: pip install prepost-transformer[report]")
     say(_counts(study, own, known))
@@ -75,6 +78,13 @@ def main(argv: Sequence[str]) -> int:
         say(f"no report: {error}")
         return 1
     return 1 if summary.unfinished or missing & {cell.name for cell in own} else 0
+
+
+def _require_base(base: str, file: str) -> None:
+    """ConfigError where there is no such file; the study itself is no base."""
+    if not os.path.isfile(base):
+        hint = similar_file(base, but=file) or "it is seen from the study file"
+        raise ConfigError([Problem("base", f"cannot read {base}: no such file", file, hint)])
 
 
 def _launch(cells: Sequence[Cell], arguments: argparse.Namespace, folder: Path) -> int:
@@ -121,7 +131,7 @@ def _plan_text(
     yield f"base {study.base}; metric {study.metric}; seeds {', '.join(map(str, study.seeds))}"
     if study.arms:
         yield f"arms: {', '.join(arm.label for arm in study.arms)}"
-    yield from (f"axis {key}: {', '.join(map(shown, values))}" for key, values in study.axes.items())
+    yield from (f"axis {key}: {', '.join(map(written, values))}" for key, values in study.axes.items())
     yield from (f"skipped: {_pairs(skipped)}" for skipped in study.skip)
     yield from (f"all runs: {_pairs({key: value})}" for key, value in study.budget.items())
     for question in study.questions:
@@ -141,7 +151,7 @@ def _counts(study: Study, cells: Sequence[Cell], known: Mapping[str, State]) -> 
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={shown(value)}" for key, value in values.items())
+    return " ".join(f"{key}={written(value)}" for key, value in values.items())
 
 
 def _parameters(texts: Sequence[str]) -> dict[str, Any]:

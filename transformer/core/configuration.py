@@ -38,10 +38,11 @@ class Conflicts(ValueError):
 class Section(BaseModel):
     """One section of the configuration. Frozen; unknown keys are refused.
 
-    `gone` tells what to do about options that older versions had.
+    `gone` tells what to do about options that older versions had; `set_by_flag` whether --set reaches them.
     """
 
     gone: ClassVar[Mapping[str, str]] = {}
+    set_by_flag: ClassVar[bool] = True
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
     @classmethod

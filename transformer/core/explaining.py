@@ -98,7 +98,8 @@ def _problems(
     if first["type"] == "missing" and len(path) < len(first["loc"]):
         return [Problem(key, "too few values" + _given(first["input"]), source(path))]
     if first["type"] == "missing":
-        return [Problem(key, "required, but not given", "", f"set it in the file or with --set {key}=...")]
+        hint = "set it in the file" + (f" or with --set {key}=..." if root.set_by_flag else "")
+        return [Problem(key, "required, but not given", "", hint)]
     error = first.get("ctx", {}).get("error")
     if isinstance(error, Conflicts):
         return [_below(path, conflict, source) for conflict in error.problems]

@@ -195,7 +195,7 @@ def _documents(name: str, chain: tuple[str, ...], source: str, problems: list[Pr
             content = file.read()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        problems.append(Problem("", f"cannot read {name}: {reason}", source, _similar_file(name)))
+        problems.append(Problem("", f"cannot read {name}: {reason}", source, similar_file(name)))
         return
     document = read_yaml(content, name)
     asked = document.values.get("extends") if isinstance(document.values, dict) else None
@@ -212,10 +212,12 @@ def _documents(name: str, chain: tuple[str, ...], source: str, problems: list[Pr
     yield document
 
 
-def _similar_file(name: str) -> str:
+def similar_file(name: str, but: str = "") -> str:
+    """`did you mean configs/demo.yaml?` where the folder holds a file of such a name, other than `but`."""
     folder, base = os.path.split(name)
     try:
-        guess = nearest(base, sorted(os.listdir(folder or ".")))
+        others = [other for other in sorted(os.listdir(folder or ".")) if other != os.path.basename(but)]
+        guess = nearest(base, others)
     except (OSError, ValueError):
         return ""
     return f"did you mean {os.path.join(folder, guess)}?" if guess and guess != base else ""

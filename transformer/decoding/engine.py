@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.special import BOS, EOS, PAD
-from ..model.packing import LaidOut, can_be_laid_out
+from ..model.packing import Packed, can_be_packed
 from ..model.transformer import Transformer
 from ..modules.embeddings import POSITIONS
 from ..modules.precision import Precision, autocast, resolve_precision
@@ -75,8 +75,8 @@ class Models:
         for model in models:
             model.to(self.device)
         self.dtype = resolve_precision(precision, self.device)
-        self._laid_out: list[LaidOut] = []
-        self.model = _joined(self.models)
+        self._packed: list[Packed] = []  # of each model; none where kernels or number format are missing
+        self._copies = [_joined(self.models)]  # one for each batch at a time
 
     @property
     def positions(self) -> int:
@@ -86,38 +86,47 @@ class Models:
     @contextmanager
     def working(self) -> Iterator[None]:
         """Evaluation mode, no gradients, the configured precision; training mode comes back afterwards."""
-        if all(can_be_laid_out(model) for model in self.models):
-            if any(each.stale for each in self._laid_out) or not self._laid_out:
-                self._laid_out = [LaidOut(model, self.dtype) for model in self.models]
-                self.model = _joined([each.model for each in self._laid_out])
-            with torch.inference_mode():
-                yield
-            return
-        training = [model for model in self.models if model.training]
+        self._prepare()
+        training = [model for model in self.models if model.training and not self._packed]
         for model in training:
             model.eval()
+        precision = nullcontext() if self._packed else autocast(self.device, self.dtype)
         try:
-            with torch.inference_mode(), autocast(self.device, self.dtype):
+            with torch.inference_mode(), precision:
                 yield
         finally:
+            for each in self._packed:
+                each.products.forget()  # the weights may be others when work begins again
             for model in training:
                 model.train()
 
+    def _prepare(self) -> None:
+        """Packed copies of the models as they are now, where that is possible."""
+        if not all(map(can_be_packed, self.models)):
+            self._packed, self._copies = [], [_joined(self.models)]
+        elif not (self._packed and all(each.fits for each in self._packed)):
+            self._packed, self._copies = [Packed(model, self.dtype) for model in self.models], []
+            self._have_copies(1)
+
+    def _have_copies(self, number: int) -> None:
+        while len(self._copies) < number:
+            self._copies.append(_joined([each.copy() for each in self._packed]))
+
     def search(self, requests: Sequence[Request], config: DecodeConfig) -> list[list[Hypothesis]]:
-        return self._search(self.model, requests, config)
+        return self._search(self._copies[0], requests, config)
 
     def search_all(
         self, batches: Sequence[Sequence[Request]], config: DecodeConfig
     ) -> list[list[list[Hypothesis]]]:
-        """As many batches at a time as torch has threads, one thread each: no step waits for the others."""
+        """On a CPU as many batches at a time as torch has threads: none waits for another at each step."""
         threads = torch.get_num_threads()
-        workers = min(threads, len(batches)) if self._laid_out else 1
+        workers = min(threads, len(batches)) if self._packed else 1
         if workers < 2:
             return [self.search(batch, config) for batch in batches]
+        self._have_copies(workers)
         free: SimpleQueue[NextToken] = SimpleQueue()
-        free.put(self.model)
-        for _ in range(workers - 1):
-            free.put(_joined([each.again().model for each in self._laid_out]))
+        for model in self._copies[:workers]:
+            free.put(model)
 
         def work(batch: Sequence[Request]) -> list[list[Hypothesis]]:
             model = free.get()
@@ -127,12 +136,12 @@ class Models:
             finally:
                 free.put(model)
 
-        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
         try:
             return list(pool.map(work, batches))
         finally:
             pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)  # what threads to come begin with
+            torch.set_num_threads(threads)  # the workers' number is also what new threads begin with
 
     def _search(
         self, model: NextToken, requests: Sequence[Request], config: DecodeConfig
@@ -145,7 +154,7 @@ class Models:
         source = self._padded([[*source, EOS] for source, _ in pairs])
         inputs = self._padded([[BOS, *target] for _, target in pairs])
         outputs = self._padded([[*target, EOS] for _, target in pairs])
-        rows = self.model.token_log_probs(source, inputs, outputs).tolist()
+        rows = self._copies[0].token_log_probs(source, inputs, outputs).tolist()
         return [row[: len(target) + 1] for row, (_, target) in zip(rows, pairs, strict=True)]
 
     def _padded(self, rows: list[list[int]]) -> Tensor:

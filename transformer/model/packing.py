@@ -6,48 +6,50 @@ import copy
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..modules.attention import MultiHeadAttention
-from ..modules.packed import PackedLinear, PackedProducts, has_packed_products
+from ..modules.packed import PackedLinear, PackedProducts
+from ..modules.products import has_onednn
 from .transformer import Transformer
 
 
-def can_be_laid_out(model: Transformer) -> bool:
+def can_be_packed(model: Transformer) -> bool:
     """float32 parameters on a CPU that has the kernels."""
     plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
-    return plain and has_packed_products()
+    return plain and has_onednn()
 
 
-class LaidOut:
-    """`model`, in evaluation mode, shares the parameters and buffers of the one it was made from.
+class Packed:
+    """Copies of a model, in evaluation mode, that share its parameters and buffers and one set of products.
 
-    Its matrix products are computed in `dtype`, float32 or bf16; stream, norms and attention are float32.
-    `again` makes one more with the same products, for another thread: norms over tokens keep a pass's state
-    in the model.
+    Matrix products are computed in `dtype`, float32 or bf16; stream, norms and attention are float32. Each
+    thread needs a copy of its own: norms over tokens keep a pass's state in the model.
     """
 
-    def __init__(
-        self, model: Transformer, dtype: torch.dtype, products: PackedProducts | None = None
-    ) -> None:
-        self._made_from = model, dtype
-        self._products = products or PackedProducts(model.parameters(), dtype)
-        shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-        self.model = copy.deepcopy(model, shared).eval()
-        self.model.packed = self._products
-        for module in list(self.model.modules()):
-            if isinstance(module, MultiHeadAttention):
-                module.packed = self._products
-                module.add_module("output", PackedLinear(module.output, self._products))
-            elif not isinstance(module, (PackedLinear, Transformer)):
-                for name, child in module.named_children():
-                    if isinstance(child, nn.Linear):
-                        module.add_module(name, PackedLinear(child, self._products))
-
-    def again(self) -> LaidOut:
-        return LaidOut(*self._made_from, self._products)
+    def __init__(self, model: Transformer, dtype: torch.dtype) -> None:
+        self.products = PackedProducts(dtype)
+        self._model, self._tensors = model, _tensors(model)
 
     @property
-    def stale(self) -> bool:
-        """Have the parameters changed since their matrices were read?"""
-        return self._products.stale
+    def fits(self) -> bool:
+        """Does the model still consist of the tensors that it consisted of, whatever stands in them?"""
+        return _tensors(self._model).keys() == self._tensors.keys()
+
+    def copy(self) -> Transformer:
+        copied = copy.deepcopy(self._model, dict(self._tensors)).eval()
+        copied.packed = self.products
+        for module in list(copied.modules()):
+            if isinstance(module, MultiHeadAttention):
+                module.packed = self.products
+                module.add_module("output", PackedLinear(module.output, self.products))
+            elif module is not copied:
+                for name, child in module.named_children():
+                    if isinstance(child, nn.Linear):
+                        module.add_module(name, PackedLinear(child, self.products))
+        return copied
+
+
+def _tensors(model: Transformer) -> dict[int, Tensor]:
+    """Parameters and buffers by their identity, as `copy.deepcopy` keeps what it has copied."""
+    return {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}

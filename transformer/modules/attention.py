@@ -14,6 +14,7 @@ from .dropout import Dropout
 from .masks import causal_mask
 from .norms import NormCache, NormFactory
 from .packed import PackedProducts
+from .products import Linear, linear
 from .qk_norm import QKNorms
 
 KeysValues = tuple[Tensor, Tensor]
@@ -93,10 +94,10 @@ class MultiHeadAttention(nn.Module):
         assert d_model % heads == 0
         self.heads, self.dropout = heads, Dropout(dropout)
         inner = inner or Inner()
-        self.query = nn.Linear(d_model, d_model, bias=inner.bias)
-        self.key = nn.Linear(d_model, d_model, bias=inner.bias)
-        self.value = nn.Linear(d_model, d_model, bias=inner.bias)
-        self.output = nn.Linear(d_model, d_model, bias=inner.bias)
+        self.query = Linear(d_model, d_model, bias=inner.bias)
+        self.key = Linear(d_model, d_model, bias=inner.bias)
+        self.value = Linear(d_model, d_model, bias=inner.bias)
+        self.output = Linear(d_model, d_model, bias=inner.bias)
         width = d_model // heads
         self.query_norm = make_norm(width) if make_norm and inner.query else qk_norms[0]
         self.key_norm = make_norm(width) if make_norm and inner.key else qk_norms[1]
@@ -156,7 +157,7 @@ class MultiHeadAttention(nn.Module):
         else:
             weight = torch.cat([p.weight for p in projections])
             has_bias = projections[0].bias is not None
-            joined = F.linear(x, weight, torch.cat([p.bias for p in projections]) if has_bias else None)
+            joined = linear(x, weight, torch.cat([p.bias for p in projections]) if has_bias else None)
         width = x.shape[-1] // self.heads
         split = joined.view(*x.shape[:2], len(projections), self.heads, width)  # (B, L, 3, H, K)
         return [part.transpose(1, 2) for part in split.unbind(2)]

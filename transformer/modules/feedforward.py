@@ -12,6 +12,7 @@ from ..core.registry import Registry
 from .branch import Gains, Inner
 from .dropout import Dropout
 from .norms import NormFactory
+from .products import Linear
 
 
 class Activation:
@@ -83,12 +84,12 @@ class FeedForward(nn.Module):
         super().__init__()
         inner = inner or Inner()
         chosen = ACTIVATIONS[activation]
-        self.hidden = nn.Linear(d_model, d_ff, bias=inner.bias)
-        self.gate = nn.Linear(d_model, d_ff, bias=inner.bias) if chosen.gated else None
+        self.hidden = Linear(d_model, d_ff, bias=inner.bias)
+        self.gate = Linear(d_model, d_ff, bias=inner.bias) if chosen.gated else None
         self.activation = chosen.build(d_ff)
         self.inner_norm = make_norm(d_ff) if make_norm and inner.norm else None
         self.dropout = Dropout(dropout)
-        self.output = nn.Linear(d_ff, d_model, bias=inner.bias)
+        self.output = Linear(d_ff, d_model, bias=inner.bias)
         self.shift = nn.Parameter(torch.zeros(2)) if inner.shift else None  # before and after the activation
 
     def initial_gains(self, gains: Gains) -> list[tuple[nn.Linear, float]]:

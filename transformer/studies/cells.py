@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.configuration import Section
-from ..core.errors import ConfigError, Problem
+from ..core.errors import CheckpointError, ConfigError, Problem
 from ..core.loading import Override, load
 from ..core.plans import shown
 from ..core.reading import read_yaml
 from ..core.rundir import CONFIG_FILE, RESULT
-from .config import ARM, DEPTH, DEPTHS, Study, Values, scored_set
+from .config import ARM, DEPTH, DEPTHS, Study, Values
+from .metrics import scored_set
 
 RUNS = Path("runs/studies")
 LONGEST_NAME = 150  # bytes; file systems stop at 255, and a seed, a digest and an ending follow
@@ -30,7 +31,7 @@ FREE = (
 BARE = ("placement", "norm", ARM)  # keys whose values say enough in a name
 
 Resolve = Callable[[str, Sequence[str | Override]], Section]
-State = Literal["new", "interrupted", "completed", "diverged"]
+State = Literal["new", "interrupted", "completed", "diverged", "damaged"]
 FINISHED: tuple[State, ...] = ("completed", "diverged")
 
 
@@ -108,14 +109,42 @@ def state(cell: Cell) -> State:
 def states(cells: Sequence[Cell]) -> dict[str, State]:
     """The state of each cell; ConfigError with each option that runs were made with and the study changed."""
     changed: dict[tuple[str, str, str], list[Cell]] = {}
+    found: dict[str, State] = {}
     for cell in cells:
-        file = cell.run_dir / CONFIG_FILE
-        if cell.config is not None and file.is_file():
-            for key, before, now in differences(load(type(cell.config), file), cell.config):
+        kept = _kept(cell)
+        if kept is not None and cell.config is not None:
+            for key, before, now in differences(kept, cell.config):
                 changed.setdefault((key, repr(before), repr(now)), []).append(cell)
+        damaged = kept is None and cell.config is not None and (cell.run_dir / CONFIG_FILE).is_file()
+        found[cell.name] = "damaged" if damaged else _state(cell)
     if changed:
         raise ConfigError([_changed(*change, held) for change, held in changed.items()])
-    return {cell.name: _state(cell) for cell in cells}
+    return found
+
+
+def refuse_damaged(cells: Sequence[Cell], known: Mapping[str, State]) -> None:
+    """CheckpointError that names each configuration which cannot be gone on with."""
+    damaged = [str(cell.run_dir / CONFIG_FILE) for cell in cells if known[cell.name] == "damaged"]
+    if damaged:
+        raise CheckpointError(
+            f"{', '.join(damaged)}: damaged, not the whole configuration of a run;"
+            " delete the directory to train the cell again"
+        )
+
+
+def _kept(cell: Cell) -> Section | None:
+    """The configuration that a cell's run was made with; None if there is none, or it is not whole.
+
+    A run writes every section. A file that lacks one was cut short, and would look like another study's.
+    """
+    file = cell.run_dir / CONFIG_FILE
+    if cell.config is None or not file.is_file():
+        return None
+    try:
+        config = load(type(cell.config), file)
+    except ConfigError:
+        return None
+    return config if type(cell.config).model_fields.keys() <= load_yaml(cell).keys() else None
 
 
 def _state(cell: Cell) -> State:

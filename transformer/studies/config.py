@@ -23,23 +23,13 @@ from ..core.configuration import Int, NonNegative, Positive, Section, Text
 from ..core.errors import ConfigError, Problem
 from ..core.loading import Override, load, parse_override
 from ..core.registry import nearest
+from .metrics import LR_RANGE, known_metric
 
 ARM = "arm"  # the key under which questions and tables find an arm's label
 DEPTH = "depth"  # stands for both depths
 DEPTHS = ("model.encoder_layers", "model.decoder_layers")
 RESERVED = ("seed", "run_dir", ARM)
-# What a run can be measured by, and whether more is better; `test.NAME.bleu` besides.
-METRICS = {
-    "valid_loss": False,
-    "valid_bleu": True,
-    "train_loss": False,
-    "gap": False,
-    "updates_to_target": False,
-}
-LR_RANGE = "lr_range"  # of all rates together, so a question's metric and never a run's
 RATE = "train.lr"
-SCORES = ("bleu", "chrf", "ter")
-_TEST = re.compile(rf"test\.(.+)\.({'|'.join(SCORES)})")
 
 
 def _plain(value: Any) -> Any:
@@ -49,18 +39,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _metric(name: str) -> str:
-    if name in METRICS or name == LR_RANGE or _TEST.fullmatch(name):
-        return name
-    tested = [f"{name.rpartition('.')[0]}.{score}" for score in SCORES] if name.startswith("test.") else []
-    guess = nearest(name, tested or [*METRICS, LR_RANGE])
-    raise ValueError(
-        f"unknown metric {name!r}"
-        + (f"; did you mean {guess!r}?" if guess else "")
-        + f" (one of {', '.join([*METRICS, LR_RANGE])}, test.NAME.bleu)"
-    )
 
 
 def _some(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -77,19 +55,7 @@ def _file_name(name: str) -> str:
 
 Value = Annotated[Any, BeforeValidator(_plain)]
 Values = dict[Text, Value]
-Metric = Annotated[Text, AfterValidator(_metric)]
-
-
-def higher_is_better(metric: str) -> bool:
-    """Is more of the metric better? A rate of edits (`test.NAME.ter`) is better when low."""
-    test = _TEST.fullmatch(metric)
-    return test[2] != "ter" if test else metric == LR_RANGE or METRICS[metric]
-
-
-def scored_set(metric: str) -> tuple[str, str] | None:
-    """(`NAME`, `bleu`) of `test.NAME.bleu`; None for another metric."""
-    test = _TEST.fullmatch(metric)
-    return (test[1], test[2]) if test else None
+Metric = Annotated[Text, AfterValidator(known_metric)]
 
 
 class Arm(Section):
@@ -144,6 +110,8 @@ class Question(Section):
 class Study(Section):
     """A grid of runs and the questions that it answers."""
 
+    set_by_flag = False
+
     name: Annotated[Text, AfterValidator(_file_name)] = Field(description="names runs/studies/NAME")
     title: Text = Field("", description="a heading for the report")
     base: Text = Field(description="the configuration that all runs share, seen from the study file")
@@ -185,22 +153,24 @@ class Study(Section):
 
     def _key_problems(self) -> Iterator[Problem]:
         """Options that are set in two places, or that the study itself sets."""
-        places: dict[str, list[str]] = {}
-        for path, keys in (
-            *(("axes", [key]) for key in self.axes),
-            *((f"arms.{number}.set", [key]) for number, arm in enumerate(self.arms) for key in arm.set),
-            *(("budget", [key]) for key in self.budget),
+        placed: list[tuple[str, str]] = []  # option, place
+        for place, key in (
+            *(("axes", key) for key in self.axes),
+            *((f"arms.{number}.set", key) for number, arm in enumerate(self.arms) for key in arm.set),
+            *(("budget", key) for key in self.budget),
         ):
-            for key in keys:
-                if key in RESERVED:
-                    hint = "list the seeds under `seeds`" if key == "seed" else "a study sets it itself"
-                    yield Problem(f"{path}.{key}", "cannot be set here", hint=hint)
-                for option in DEPTHS if key == DEPTH else (key,):
-                    kinds = places.setdefault(option, [])
-                    kind = path.partition(".")[0]
-                    if any(other != kind for other in kinds) or (kind != "arms" and kind in kinds):
-                        yield Problem(f"{path}.{key}", f"{option} is set in {kinds[0]} as well")
-                    kinds.append(kind)
+            if key in RESERVED:
+                hint = "list the seeds under `seeds`" if key == "seed" else "a study sets it itself"
+                yield Problem(f"{place}.{key}", "cannot be set here", hint=hint)
+            for option in DEPTHS if key == DEPTH else (key,):
+                for other, there in placed:
+                    arms_apart = place != there and place.startswith("arms.") and there.startswith("arms.")
+                    if _overlap(option, other) and not arms_apart:
+                        by = "" if option == other else f", by {other}"
+                        message = f"{option} is set in {there.partition('.')[0]} as well{by}"
+                        yield Problem(f"{place}.{key}", message)
+                        break
+                placed.append((option, place))
 
     def _value_problems(self) -> Iterator[Problem]:
         for key, values in self.axes.items():
@@ -248,10 +218,8 @@ class Study(Section):
             yield Problem(f"{path}.metric", f"{question.metric} needs the study's target")
         if question.against and (question.over == "each" or question.metric == LR_RANGE):
             yield Problem(f"{path}.against", f"not with over: each, nor with {LR_RANGE}")
-        if (
-            question.against
-            and {"this": question.this, "that": question.that} == question.against.model_dump()
-        ):
+        own = (question.this, question.that)
+        if question.against and (question.against.this, question.against.that) in (own, own[::-1]):
             yield Problem(f"{path}.against", "this is the question's own difference", hint="name another one")
         if question.metric == LR_RANGE and not self._same_rates(sides, named):
             message = f"{LR_RANGE} is over the rates of the axis {RATE}, the same ones for both sides"
@@ -292,6 +260,12 @@ def _read(item: str | Override) -> Override:
     if override is None:
         raise ConfigError(problems)
     return override
+
+
+def _overlap(option: str, other: str) -> bool:
+    """Is one of two dotted options the other, or a part of it?"""
+    short, long = sorted((option, other), key=len)
+    return f"{long}.".startswith(f"{short}.")
 
 
 def _twice(path: str, values: Sequence[Any]) -> Iterator[Problem]:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from .config import LR_RANGE, RATE
+from .config import RATE
 from .groups import LOSS, Group, label, plain, split_by
+from .metrics import LR_RANGE
 from .outcomes import Outcome
 from .statistics import ROUNDING, sensitivity, workable_decades
 
@@ -36,6 +37,9 @@ class Derived(Group):
 
     def unmeasured(self, metric: str) -> list[int]:
         return list(self.absent)
+
+    def bounded(self, metric: str) -> list[int]:
+        return []
 
 
 def initial_losses(runs: Iterable[Outcome]) -> list[float]:
@@ -125,7 +129,8 @@ def both_everywhere(this: Group, that: Group, rates: Sequence[float]) -> list[in
 
 def without(group: Group, seeds: Sequence[int]) -> Group:
     """The group as if nothing were known of these seeds."""
-    assert isinstance(group, Derived)
+    if not isinstance(group, Derived):
+        return replace(group, runs={seed: run for seed, run in group.runs.items() if seed not in seeds})
     made = {m: {s: v for s, v in held.items() if s not in seeds} for m, held in group.made.items()}
     return replace(group, made=made, absent=sorted({*group.absent, *seeds}))
 
@@ -133,10 +138,14 @@ def without(group: Group, seeds: Sequence[int]) -> Group:
 def difference(this: Group, that: Group, metric: str) -> Group:
     """What `this` has more of the metric than `that`, seed by seed.
 
-    A seed at which this alone failed has fallen; where that failed, or either is not known, it is absent.
+    A seed at which this alone failed has fallen; where that failed, or either is not known or a bound, it is
+    absent.
     """
+    bounds = {*this.bounded(metric), *that.bounded(metric)}
     ours, theirs = this.scores(metric), that.scores(metric)
-    made = {seed: value - theirs[seed] for seed, value in ours.items() if seed in theirs}
+    made = {
+        seed: value - theirs[seed] for seed, value in ours.items() if seed in theirs and seed not in bounds
+    }
     fallen = [seed for seed in this.fell_short(metric) if seed in theirs]
     absent = sorted({*this.runs, *that.runs} - made.keys() - {*fallen})
     return Derived(this.values, {}, {metric: made}, fallen, absent)

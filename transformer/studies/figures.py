@@ -105,7 +105,8 @@ def draw_curves(groups: Sequence[Group]) -> Drawn:
         for other in _others(lines, held):
             updates, values = _common(other.best)
             panel.plot(updates, [math.fsum(v) / len(v) for v in values], color=PALE, linewidth=1)
-        label_ends(panel, [(_curve(panel, line), names[line.label], line.look) for line in held], height)
+        ends = [(_curve(panel, line), names[line.label], line.look) for line in held]
+        label_ends(panel, [end for end in ends if end[1]], height)  # a title may say it all
     _tidy(axes, len(panels), "update", "validation loss (nats a token)")
     seeds = max(len(line.best.runs) for line in lines)
     caption = f"Mean over seeds (at most {seeds}); the band reaches from the lowest seed to the highest."
@@ -189,6 +190,7 @@ def draw_rates(groups: Sequence[Group]) -> Drawn:
             row = counted[i].index(line.label) if line.label in counted[i] else 0
             place = top + inch * COUNTS * (deepest - row - 0.5)
             ends.append((_rate_line(panel, line, place), names[line.label], line.look))
+        ends = [end for end in ends if end[1]]
         if deepest:
             panel.axhline(top, color=PALE, linewidth=0.8)
             frame: dict[str, Any] = {"transform": panel.transAxes, "fontsize": 8.5, "color": GREY}

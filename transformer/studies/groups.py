@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from ..core.plans import shown
-from .config import ARM, LR_RANGE, RATE, scored_set
+from .config import ARM, RATE
+from .metrics import LR_RANGE, scored_set
 from .outcomes import Outcome
 from .statistics import Mean, mean_of
 
@@ -47,6 +48,11 @@ class Group:
         """Seeds that trained and have not measured it: nothing is known of them."""
         known = {*self.scores(metric), *self.fell_short(metric)}
         return [seed for seed in self.runs if seed not in known]
+
+    def bounded(self, metric: str) -> list[int]:
+        """Seeds whose number is an upper bound: at the target by their first validation."""
+        reached = self.scores(metric) if metric == TO_TARGET else ()
+        return [seed for seed in reached if self.runs[seed].at_target_at_once]
 
     def mean(self, metric: str) -> Mean | None:
         return mean_of(list(self.scores(metric).values()))

@@ -7,61 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .bootstrap import BOOTSTRAPPED
-from .config import LR_RANGE, higher_is_better
 from .groups import TO_TARGET, Group
+from .metrics import LR_RANGE, higher_is_better
+from .rules import FEWEST
 from .statistics import Mean, Paired, mean_of, paired, sign_test, split_chance
 
 ALPHA = 0.05
-FEWEST = 3  # seeds
 MOST_DIGITS = 9  # of a difference
 
 REPRODUCED, NOT_REPRODUCED, MIXED, NOT_TESTABLE = "reproduced", "not reproduced", "mixed", "not testable"
-RULES = (
-    "Arms are compared within seeds: one seed gives both the same data order and the same initial values"
-    " for what they share. Where no run diverged, the paired t test over seeds decides at 5 % (two-sided);"
-    " intervals are Student's at 95 %; the effect size is Cohen's d_z, the mean difference over the deviation"
-    " of the differences. Where the differences of all seeds are alike but for rounding, a t test would be"
-    " certain of anything, and the sign test over seeds decides in its place.",
-    "The validation loss of a run is its best validation loss, that of the model it left: the best one that"
-    " it validated, by train.metric, or the average where that was better. It is not the last one. The gap is"
-    " from the last validation, and the training loss from the last log line.",
-    f"Fewer than {FEWEST} seeds in common are too few for any answer: not testable.",
-    "A run that diverged is worse than any that did not, by no stated amount. So is one that ended without a"
-    " finite number for what is compared; and, for the updates to a target, one that has not reached it."
-    f" An arm that diverged with every seed is worse than one that did with none, from {FEWEST} seeds on: two"
-    " arms that fail equally often part so cleanly with a probability of at most 2/4^n, which is 3 % with"
-    " three seeds. Where some seeds diverged, the sign test over seeds decides. It counts a seed at which one"
-    " of the two diverged, or the two differ by more than the margin, and it takes six of them to decide"
-    " anything. Where both arms diverged with every seed there is nothing to compare.",
-    '"Better" and "worse" are reproduced when the difference is significant and its whole interval lies'
-    " beyond the margin on the side that is claimed, and not reproduced when the whole interval leaves out"
-    ' any such difference. "Differs" is reproduced with the interval beyond the margin on either side, and'
-    ' not reproduced with the interval within it. "Same", "no worse" and "no better" are reproduced when the'
-    " whole interval lies within the margin, not reproduced when it lies wholly beyond. In all other cases"
-    " the seeds do not decide, and the answer is not testable: that no difference is significant does not"
-    " show that there is none.",
-    "The range of workable rates is how many decades of the learning rate, within those tried, have a"
-    " validation loss of at most the study's target, the loss taken to be straight over the log of the rate;"
-    " a diverged run counts as the lowest loss that any of the compared runs began with. It is found for each"
-    " seed that has a result at every rate. No workable rate at all counts as divergence does, and a seed at"
-    " which both sides work at every rate that was tried tells nothing.",
-    'A question about a difference of differences ("as differences") compares what one pair differs by with'
-    " what another pair differs by, within seeds. Where the first of a pair failed and the second did not,"
-    " the difference is worse than any; where the second failed, the seed is left out, and named.",
-    'Over "best", whatever the question leaves open (the learning rate, say) is tuned for each arm, among the'
-    " settings for which most seeds have ended: fewest diverged seeds first, then the lowest validation loss,"
-    " as a mean over seeds; test sets are not looked at. The seeds that chose the best setting also compare"
-    " it, so it looks better than it is, the more so the more settings were tried: nothing corrects for"
-    " that, and a note says where one arm had more tries than the other.",
-    'Over "each", every setting is compared by itself with Holm\'s p values, those of clean splits included;'
-    " several settings therefore take more seeds (two to six settings that all part cleanly need four). All"
-    " reproduced is reproduced, none is not reproduced, some of each is mixed; settings that cannot be tested"
-    " are named and do not count.",
-    "Nothing corrects for the number of questions of a study: of twenty that are all in truth without a"
-    " difference, one is expected to show a significant one.",
-    f"The bootstrap over sentences is made for questions of at most {BOOTSTRAPPED} settings.",
-)
 
 
 @dataclass
@@ -81,6 +35,7 @@ class Comparison:
     scores: tuple[dict[int, float], dict[int, float]] = ({}, {})
     failed: tuple[int, int] = (0, 0)
     signs: tuple[int, int] = (0, 0)  # seeds at which this is better, and worse, by more than the margin
+    bounds: tuple[bool, bool] = (False, False)  # is a score of this, of that, an upper bound?
     tested: Paired | None = None
     p: float | None = None
     adjusted: float | None = None  # Holm's
@@ -133,6 +88,10 @@ def compare(setting: str, this: Group, that: Group, metric: str, margin: float =
     found.seeds = sorted(seeds)
     ours, theirs = ({s: v for s, v in held.items() if s in seeds} for held in scores)
     found.scores = ours, theirs
+    found.bounds = (
+        any(s in ours for s in this.bounded(metric)),
+        any(s in theirs for s in that.bounded(metric)),
+    )
     found.failed = len(seeds.intersection(failed[0])), len(seeds.intersection(failed[1]))
     if higher_is_better(metric):
         found.tested = paired(ours, theirs)
@@ -162,10 +121,10 @@ def _chance(c: Comparison) -> float | None:
 
 
 def judge(expect: str, c: Comparison) -> tuple[str, str]:
-    """(verdict, reason in words) of one comparison, by `RULES`."""
+    """(verdict, reason in words) of one comparison, by `rules.RULES`."""
     count = len(c.seeds)
     if not count:
-        return NOT_TESTABLE, "no seed has a result in both"
+        return NOT_TESTABLE, "no seed has a result in both that can be compared"
     if c.all_failed:
         return NOT_TESTABLE, f"{c.counts()}: nothing to compare"
     if c.p is None:
@@ -261,7 +220,8 @@ def sentence(c: Comparison) -> str:
     parts, digits = [], digits_for(c)
     ours, theirs = (mean_of(list(held.values())) for held in c.scores)
     if ours is not None and theirs is not None:
-        parts.append(f"{ours.mean:,.{digits}f} against {theirs.mean:,.{digits}f}")
+        means = zip((ours.mean, theirs.mean), c.bounds, strict=True)
+        parts.append(" against ".join(f"{'≤ ' if bound else ''}{mean:,.{digits}f}" for mean, bound in means))
     gain = c.gain
     if gain is not None and gain.mean and not any(c.failed):
         side, sign = ("better", 1) if gain.mean > 0 else ("worse", -1)

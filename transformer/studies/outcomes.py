@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.rundir import METRICS, TESTS
+from ..core.rundir import CONFIG_FILE, METRICS, TESTS
 from .cells import FINISHED, Cell, flat, load_yaml, read_result, state
-from .config import Study, scored_set
-from .statistics import updates_to
+from .config import Study
+from .metrics import scored_set
+from .statistics import reached_at_once, updates_to
 
 Curve = list[tuple[int, float]]
 _log = logging.getLogger(__name__)
@@ -65,6 +66,11 @@ class Outcome:
             return math.nan  # which JSON has no word for
         return _number(value)
 
+    @property
+    def at_target_at_once(self) -> bool:
+        """Is `updates_to_target` an upper bound only?"""
+        return self.target is not None and reached_at_once(self.curve, self.target)
+
     def hypotheses(self, test: str) -> list[str] | None:
         """The run's translations of a test set, a sentence each; None where none were kept."""
         return _lines(self.cell.run_dir / TESTS / f"{test.replace(os.sep, '_')}.hyp")
@@ -76,12 +82,15 @@ class Outcome:
 
 def load(cell: Cell, target: float | None = None) -> Outcome | None:
     """What a cell has come to; None unless it is finished, and its files are whole."""
-    if state(cell) not in FINISHED:
+    known = state(cell)
+    said = "its files are damaged, and it is left out; delete the directory to train it again"
+    if known == "damaged":
+        _log.warning("%s: %s (%s is not a whole configuration)", cell.run_dir, said, CONFIG_FILE)
+    if known not in FINISHED:
         return None
     try:
         return _read(cell, target)
     except (KeyError, TypeError, ValueError, OverflowError) as error:  # a copy that was cut short, say
-        said = "its files are damaged, and it is left out; delete the directory to train it again"
         _log.warning("%s: %s (%r)", cell.run_dir, said, error)
         return None
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from ..core.loading import to_yaml
-from ..core.plans import shown
+from ..core.reading import written
 from ..training.checkpoint import write_atomically
 from .cells import Cell
 from .config import Study
 from .document import Answer, Block, Code, Heading, Points, Table, Words, html, markdown
 from .figures import Picture, pictures
-from .groups import Group, axes_of, grouped, identity, label, metric_name
-from .judging import RULES
+from .groups import TO_TARGET, Group, axes_of, grouped, identity, label, metric_name
 from .outcomes import Outcome
+from .rules import FEWEST, RULES
 from .tables import agreed, bootstraps, comparisons, differences, metrics_of, results, sensitivities
 from .verdicts import Verdict, answer
 
@@ -119,8 +119,8 @@ def _summary(study: Study, groups: Sequence[Group], missing: Sequence[Cell]) -> 
     text += f"{'s' if seeds != 1 else ''}. Measured by {metric_name(study.metric)}."
     if missing:
         text += f" The {len(missing)} missing runs are named below; what they would change is not known."
-    if seeds < 3:
-        text += " Fewer than three seeds are too few for most answers."
+    if seeds < FEWEST:
+        text += f" Fewer than {FEWEST} seeds are too few for any answer."
     return text
 
 
@@ -131,7 +131,8 @@ def _results(study: Study, groups: Sequence[Group], verdicts: Sequence[Verdict])
     )
     if study.target is not None:
         words += (
-            f" Target: a validation loss of {study.target:g}; the mean is over the seeds that reached it."
+            f" Target: a validation loss of {study.target:g}; the mean is over the seeds that reached it,"
+            " and an upper bound (≤) where one was there by its first validation."
         )
     blocks: list[Block] = [Words(words), results(study, groups)]
     if (table := sensitivities(groups)) is not None:
@@ -164,12 +165,13 @@ def _fairness() -> str:
 
 def _settings(study: Study, groups: Sequence[Group]) -> list[str]:
     found = [f"base configuration: {study.base}", f"seeds: {', '.join(map(str, study.seeds))}"]
-    found += [f"{key}: {', '.join(map(shown, values))}" for key, values in study.axes.items()]
+    found += [f"{key}: {', '.join(map(written, values))}" for key, values in study.axes.items()]
     found += [f"arm {arm.label}: {_pairs(arm.set)}" for arm in study.arms]
     found += [f"in all runs: {_pairs(study.budget)}"] if study.budget else []
     found += [f"left out: {_pairs(skipped)}" for skipped in study.skip]
+    varying = list(axes_of(groups))
     reasons = {
-        f"{label(group.values)}, seed {seed}: {group.runs[seed].result.get('reason')}"
+        f"{label(group.only(varying))}, seed {seed}: {group.runs[seed].result.get('reason')}"
         for group in groups
         for seed in group.failed
     }
@@ -186,7 +188,7 @@ def _settings(study: Study, groups: Sequence[Group]) -> list[str]:
 
 
 def _pairs(values: Any) -> str:
-    return ", ".join(f"{key} = {shown(value)}" for key, value in values.items())
+    return ", ".join(f"{key} = {written(value)}" for key, value in values.items())
 
 
 def _facts(
@@ -201,6 +203,7 @@ def _facts(
             "diverged": group.failed,
             "parameters": sorted({run.parameters for run in group.runs.values()}),
             **{m: {str(s): v for s, v in group.scores(m).items()} for m in metrics},
+            **({"at_target_at_once": at_once} if (at_once := group.bounded(TO_TARGET)) else {}),
         }
         for group in groups
     ]

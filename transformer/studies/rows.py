@@ -10,6 +10,7 @@ from .drawing import (
     COLOURS,
     DARK,
     GREY,
+    PALE,
     VERDICTS,
     Line,
     fold,
@@ -82,7 +83,8 @@ def draw_target(study: Study, groups: Sequence[Group]) -> tuple[Figure, str] | N
             axes.plot(mean.mean, row, color=line.colour, marker=line.look["marker"], markersize=7)
             furthest = max(furthest, held[-1])
         missed = len(group.fell_short(TO_TARGET))
-        told = [] if mean is None else [f"{mean.mean:,.0f}"]
+        bound = "≤ " if group.bounded(TO_TARGET) else ""
+        told = [] if mean is None else [f"{bound}{mean.mean:,.0f}"]
         told += [f"{missed} of {len(group.runs)} never"] if missed else []
         axes.annotate(
             ", ".join(told),
@@ -100,7 +102,8 @@ def draw_target(study: Study, groups: Sequence[Group]) -> tuple[Figure, str] | N
     axes.set_xlabel(f"updates to a validation loss of {study.target:g}")
     caption = (
         "Bars: seeds. Markers and numbers: their mean, over the seeds that reached the target."
-        " Between validations the loss is taken to fall in a straight line."
+        " Between validations the loss is taken to fall in a straight line; ≤: a seed was there by its first"
+        " validation."
     )
     return figure, caption
 
@@ -159,9 +162,10 @@ def draw_gains(verdicts: Sequence[Verdict]) -> tuple[Figure, str] | None:
         return None
     names = [[fold(c.setting) if c.setting else _sides(v) for c in held] for _, v, held in asked]
     asks = [fold(v.question.ask, 66) for _, v, _ in asked]
+    measured = [any(_has_amount(c) for c in held) for _, _, held in asked]
     rows = [sum(row_height([name], 0.24) for name in held) for held in names]
     above = [0.17 * lines_in([ask]) for ask in asks]
-    figure = new_figure(sum(rows) + sum(above) + 0.5 * len(asked))
+    figure = new_figure(sum(rows) + sum(above) + sum(0.5 if scale else 0.2 for scale in measured))
     panels = figure.subplots(len(asked), 1, squeeze=False, height_ratios=rows)
     for panel, (n, verdict, held), own, ask in zip(panels.flat, asked, names, asks, strict=True):
         _gains(panel, verdict, held, own)
@@ -176,24 +180,25 @@ def draw_gains(verdicts: Sequence[Verdict]) -> tuple[Figure, str] | None:
         "A panel for each question, with a scale of its own. Dots: mean gain of the first over the second,"
         " within seeds; lines: Student's 95 % interval, with an arrow where it goes on beyond the panel,"
         " none with one seed. Right of zero the first is better. Filled: as the claim has it."
-        " Grey: the margin. A divergence has no amount: it is said in words."
+        " Grey: the margin. A divergence has no amount: it is said in words, to the side to which the seeds"
+        " lean."
     )
     return figure, " ".join([caption, *told])
 
 
 def _gains(axes: Axes, verdict: Verdict, comparisons: Sequence[Comparison], names: Sequence[str]) -> None:
-    measured = [c.gain for c in comparisons if c.gain is not None and not any(c.failed)]
+    measured = [c.gain for c in comparisons if c.gain is not None and _has_amount(c)]
     margin = verdict.question.margin
     reach = [abs(bound) for g in measured for bound in (g.low, g.high) if bound is not None]
     centre = max((abs(g.mean) for g in measured), default=0.0)
     limit = 1.15 * max([*reach, centre, margin]) or 1.0
     if centre:  # the interval of two seeds is endless
         limit = min(limit, max(4 * centre, 2 * margin))
-    if margin:
+    if margin and measured:
         axes.axvspan(-margin, margin, color="#ECECEC", linewidth=0)
-    axes.axvline(0, color=GREY, linewidth=1)
+    axes.axvline(0, color=GREY if measured else PALE, linewidth=1)
     for row, c in enumerate(comparisons):
-        if any(c.failed) or c.gain is None:
+        if not _has_amount(c) or c.gain is None:
             place, align = ((0.98, "right") if c.lean > 0 else (0.02, "left")) if c.lean else (0.5, "center")
             frame: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "fontsize": 8.5, "va": "center"}
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
@@ -212,10 +217,16 @@ def _gains(axes: Axes, verdict: Verdict, comparisons: Sequence[Comparison], name
     axes.tick_params(axis="y", pad=8)  # beside an arrow
     axes.set_xlim(-limit, limit)
     axes.locator_params(axis="x", nbins=6)
-    if not measured:
+    if not measured:  # no scale, and nothing to read off one
         axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        return
     metric = fold(metric_name(comparisons[0].metric), 44, 1)
     axes.set_xlabel(f"worse  ←  gain in {metric}  →  better", fontsize=9)
+
+
+def _has_amount(c: Comparison) -> bool:
+    return c.gain is not None and not any(c.failed)
 
 
 def _sides(verdict: Verdict) -> str:

@@ -110,7 +110,7 @@ def _next(pending: deque[Cell], held: set[str], summary: Summary, say: Say) -> t
             held.add(cell.name)
             continue
         known = state(cell)
-        if known not in FINISHED:
+        if known in ("new", "interrupted"):
             return cell, lock, known == "interrupted"
         summary.ends[cell.name] = known
         lock.release()

@@ -93,7 +93,9 @@ def sign_test(wins: int, losses: int) -> float:
 def split_chance(seeds: int) -> float:
     """At most 2 / 4^n: the chance that of two alike arms one fails with all n seeds and the other with none.
 
-    Either order has probability q^n (1 - q)^n for a rate of failure q, which is largest at 1/2.
+    Alike means: given the seed, both runs fail independently of each other and with the same probability q.
+    Then this fails and that does not with q (1 - q) <= 1/4 at each seed, and its mean is no larger whatever
+    the seeds' q are; so with n seeds either order has at most 1 / 4^n.
     """
     return 2.0 / 4.0**seeds
 
@@ -174,16 +176,29 @@ def workable_decades(losses: Mapping[float, float | None], target: float, initia
 def updates_to(curve: Sequence[tuple[int, float]], target: float) -> float | None:
     """The first update at which the curve, straight between its points, is at the target or below; else None.
 
-    Of a curve that begins below the target this is its first update, an upper bound.
+    Where no finite point above the target comes before, as of a curve that begins below it, this is the
+    update of that point: an upper bound (`reached_at_once`).
     """
+    found = _crossing(curve, target)
+    return None if found is None else found[0]
+
+
+def reached_at_once(curve: Sequence[tuple[int, float]], target: float) -> bool:
+    """Is `updates_to` an upper bound only?"""
+    found = _crossing(curve, target)
+    return found is not None and found[1]
+
+
+def _crossing(curve: Sequence[tuple[int, float]], target: float) -> tuple[float, bool] | None:
+    """(update, is it a bound)."""
     before: tuple[float, float] | None = None
     for update, loss in sorted(curve):
         if not math.isfinite(loss):
             before = None
         elif loss <= target:
             if before is None:
-                return float(update)
-            return before[0] + (update - before[0]) * (before[1] - target) / (before[1] - loss)
+                return float(update), True
+            return before[0] + (update - before[0]) * (before[1] - target) / (before[1] - loss), False
         else:
             before = (update, loss)
     return None

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import DataError
-from ..core.plans import shown
+from ..core.reading import written
 from .bootstrap import BOOTSTRAPPED, paired_bootstrap
 from .cells import FREE
-from .config import RATE, Study, higher_is_better
+from .config import RATE, Study
 from .cost import cost_of_run
 from .document import Table
 from .drawing import lines_of
@@ -30,6 +30,7 @@ from .groups import (
     split_by,
 )
 from .judging import Comparison, p_words
+from .metrics import higher_is_better
 from .outcomes import Outcome
 from .statistics import Mean
 from .verdicts import Verdict
@@ -67,8 +68,16 @@ def results(study: Study, groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         cells = [label(group.only(keys)), f"{len(group.runs)}", f"{len(group.failed)}"]
-        rows.append([*cells, *(mean_text(group.mean(m), digits_of(m)) for m in metrics)])
+        rows.append([*cells, *(_mean_or_bound(group, m) for m in metrics)])
     return Table(["setting", "seeds", "diverged", *map(metric_name, metrics)], rows)
+
+
+def _mean_or_bound(group: Group, metric: str) -> str:
+    """`≤ 50` where a seed's number is an upper bound, of which no interval is known."""
+    mean, digits = group.mean(metric), digits_of(metric)
+    if mean is not None and group.bounded(metric):
+        return f"≤ {mean.mean:,.{digits}f}"
+    return mean_text(mean, digits)
 
 
 def sensitivities(groups: Sequence[Group]) -> Table | None:
@@ -204,7 +213,7 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
-    return shown(dict(value)) if isinstance(value, Mapping) else str(value)
+    return written(value) if isinstance(value, Mapping) else str(value)
 
 
 def _signed(value: float, digits: int) -> str:

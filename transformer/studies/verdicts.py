@@ -8,7 +8,7 @@ from typing import Any
 
 from .bootstrap import BOOTSTRAPPED
 from .cells import Cell
-from .config import LR_RANGE, RATE, Question
+from .config import RATE, Question
 from .derived import both_everywhere, difference, ranges, without
 from .groups import (
     LOSS,
@@ -29,17 +29,17 @@ from .judging import (
     NOT_REPRODUCED,
     NOT_TESTABLE,
     REPRODUCED,
-    RULES,
     Comparison,
     compare,
     few_names,
     judge,
     sentence,
 )
+from .metrics import LR_RANGE
 from .outcomes import Outcome
 from .statistics import holm
 
-__all__ = ["RULES", "Comparison", "Verdict", "answer"]
+__all__ = ["Comparison", "Verdict", "answer"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def answer(
     missing: Sequence[Cell] = (),
     target: float | None = None,
 ) -> Verdict:
-    """Compare, judge each setting, and sum up; by `RULES`.
+    """Compare, judge each setting, and sum up; by `rules.RULES`.
 
     `metric` decides where the question names none. `missing` are cells without an outcome, to be named.
     `target` is the study's, below which a rate is a workable one.
@@ -91,8 +91,8 @@ def answer(
         pairs = _settings(question, held["this"], held["that"])
     if question.against:
         pairs = _contrast(question, pairs[0], held["against.this"], held["against.that"], metric)
-    if metric == LR_RANGE:
-        pairs, told = _bounded(pairs, rates)
+    if metric in (LR_RANGE, TO_TARGET):
+        pairs, told = _bounded(pairs, rates, metric)
         notes += told
     if not pairs:
         return Verdict(question, NOT_TESTABLE, "no setting has finished runs of both", [], notes)
@@ -165,13 +165,31 @@ def _contrast(
     return [(name, difference(pair[1], pair[2], metric), difference(this, that, metric))]
 
 
-def _bounded(pairs: Pairs, rates: Sequence[float]) -> tuple[Pairs, list[str]]:
-    """Without the seeds at which both sides work at every rate that was tried."""
+def _bounded(pairs: Pairs, rates: Sequence[float], metric: str) -> tuple[Pairs, list[str]]:
+    """Without the seeds at which of both sides only a bound is known: they tell nothing.
+
+    Of a range of rates it is one where both work at every rate that was tried; of the updates to the target
+    where both are there at their first validation.
+    """
     found, notes = [], []
     for setting, this, that in pairs:
-        if seeds := both_everywhere(this, that, rates):
+        if metric == LR_RANGE:
+            seeds, why = both_everywhere(this, that, rates), "both work at every rate tried"
+        else:
+            seeds = [seed for seed in this.bounded(metric) if seed in that.bounded(metric)]
+            why = "both are at the target by their first validation, left out"
+        at = f"{setting}: " if setting else ""
+        if seeds:
             this, that = without(this, seeds), without(that, seeds)
-            notes.append(f"both work at every rate tried: {', '.join(map(str, seeds))} of the seeds")
+            notes.append(f"{at}{why}: {', '.join(map(str, seeds))} of the seeds")
+        for word, side, other in (("first", this, that), ("second", that, this)):
+            known = other.scores(metric)  # where the other failed there is no amount
+            if bounds := [seed for seed in side.bounded(metric) if seed in known]:
+                numbers = ", ".join(map(str, bounds))
+                notes.append(
+                    f"{at}the {word} is at the target by its first validation with seed {numbers}:"
+                    " the difference is at least so large"
+                )
         found.append((setting, this, that))
     return found, notes
 

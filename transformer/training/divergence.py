@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .config import TrainConfig
-from .history import Past, last_rise, level_of, read_past
+from .history import Line, Past, last_rise, level_of, read_past
 from .progress import Progress
 
 # The classes of a failure (forensics.py tells them apart).
@@ -17,13 +17,15 @@ EXPLODED, OVERFLOW, DATA, UNCLEAR = "exploded", "overflow", "data", "unclear"
 
 RISEN = 2.0  # times the nll of a model that knows nothing: what has come to this has exploded
 FAR = 100.0  # times the same: an explosion that stays is not waited for
+LINES = 3  # log lines that show that a loss stays where it is
 
 
 class Diverged(Exception):
     """Training has failed: a result, not a crash. The message says how, at which update, rate and loss.
 
     `update` is the first known to be wrong (of a stall the one at which it was called), `rate` its learning
-    rate; `kind` the class and `batch` the description of the batch, where they are plain.
+    rate; `kind` the class and `batch` the description of the batch, where they are plain. `measured`: a
+    validation told of it, so that no batch of the training has to do with it.
     """
 
     def __init__(
@@ -33,9 +35,11 @@ class Diverged(Exception):
         rate: float,
         kind: str = "",
         batch: Mapping[str, Any] | None = None,
+        measured: bool = False,
     ) -> None:
         super().__init__(message)
         self.update, self.rate, self.kind, self.batch = update, rate, kind, batch
+        self.measured = measured
 
 
 def stop_broken(update: int, rate: float, loss: float) -> NoReturn:
@@ -48,10 +52,15 @@ def stop_broken(update: int, rate: float, loss: float) -> NoReturn:
 
 
 def stop_if_not_finite(metrics: Mapping[str, float], update: int, rate: float) -> None:
-    """Raise Diverged when a validation measured infinity or NaN."""
-    wrong = [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    """Raise Diverged when a validation measured infinity or NaN.
+
+    Perplexity does not count: it is exp(nll), and beyond the largest number where an nll of 710 is not.
+    """
+    measured = {name: value for name, value in metrics.items() if name != "perplexity"}
+    wrong = [f"{name} {value}" for name, value in measured.items() if not math.isfinite(value)]
     if wrong:
-        raise Diverged(f"validation at update {update:,} is not finite: {', '.join(wrong)}", update, rate)
+        message = f"validation at update {update:,} is not finite: {', '.join(wrong)}"
+        raise Diverged(message, update, rate, measured=True)
 
 
 def stop_if_stalled(
@@ -67,6 +76,7 @@ def stop_if_stalled(
     knows nothing (it exploded). The last is caught in a fifth of the updates, of at least three log lines,
     when the loss is FAR above and has not halved since its peak: rises to 76 times were seen to come back as
     the rate decayed, so less than FAR is waited for. `metrics_path` has the line of this update already.
+    It is for a run that would go on: of one that ends there is `stop_if_lost`.
     """
     if unigram_loss is None or not config.stall_updates:
         return
@@ -80,15 +90,39 @@ def stop_if_stalled(
     past = read_past(metrics_path)
     level = level_of(past, unigram_loss)
     if due or _far_above(past, level, config.stall_updates / 5):
-        update, _, rate = past.lines[-1]
-        kind = COLLAPSED if progress.learned else NEVER_STARTED
         message = (
-            f"at update {update:,} the training nll {nll:.3f} has been above {config.stall_level:g} times the"
-            f" unigram level ({unigram_loss:.3f} nats) for {stalled:,} updates (learning rate {rate:.3g})"
+            f"at update {progress.update:,} the training nll {nll:.3f} has been above"
+            f" {config.stall_level:g} times the unigram level ({unigram_loss:.3f} nats) for {stalled:,}"
+            f" updates (learning rate {past.lines[-1].rate:.3g})"
         )
-        if rise := last_rise(past, RISEN * level):
-            update, rate, kind = rise.update, rise.rate, EXPLODED
-        raise Diverged(message, update, rate, kind)
+        raise _failed(message, past, level, progress)
+
+
+def stop_if_lost(unigram_loss: float | None, progress: Progress, metrics_path: Path) -> None:
+    """Raise Diverged when a run has come to its end RISEN times above the unigram level or higher.
+
+    So it is when the nll of its last LINES log lines is. What ends below that is a result, however slow it
+    was: its loss says how far it has come, and there is nothing left to stop.
+    """
+    if unigram_loss is None:
+        return
+    past = read_past(metrics_path)
+    last = past.lines[-LINES:]
+    if len(last) == LINES and all(line.nll > RISEN * unigram_loss for line in last):
+        message = (
+            f"at its end, update {progress.update:,}, the training nll is {last[-1].nll:.4g}, and on the last"
+            f" {LINES} log lines it was above {RISEN:g} times the unigram level ({unigram_loss:.3f} nats)"
+        )
+        raise _failed(message, past, level_of(past, unigram_loss), progress)
+
+
+def _failed(message: str, past: Past, level: float, progress: Progress) -> Diverged:
+    """The failure of a run whose nll stays where it is: exploded, if that is RISEN above `level`."""
+    found: Line = past.lines[-1]
+    kind = COLLAPSED if progress.learned else NEVER_STARTED
+    if rise := last_rise(past, RISEN * level):
+        found, kind = rise, EXPLODED
+    return Diverged(message, found.update, found.rate, kind)
 
 
 def _far_above(past: Past, level: float, updates: float) -> bool:
@@ -98,7 +132,7 @@ def _far_above(past: Past, level: float, updates: float) -> bool:
         return False
     above = [line for line in past.lines if line.update >= rise.update]
     return (
-        len(above) >= 3
+        len(above) >= LINES
         and above[-1].update - rise.update >= updates
         and above[-1].nll >= max(line.nll for line in above) / 2
     )

@@ -53,10 +53,16 @@ def examine(trainer: Trainer, diverged: Diverged) -> dict[str, Any]:
                 _replay(trainer, diverged.update, found, interruption)
     except Exception as error:  # whatever it is
         found.notes.append(f"the replay failed ({type(error).__name__}: {error})")
+    if diverged.measured:
+        found.batch = None  # of the last update before the validation, which was finite
     if not found.spike:
         stalled = found.kind in (NEVER_STARTED, COLLAPSED)
         _note_spike(found, past.gradients, trainer.progress.learned if stalled else diverged.update)
-    found.kind = found.kind or (EXPLODED if found.evidence or found.spike else UNCLEAR)
+    grown = bool(found.evidence or found.spike)
+    if found.kind == OVERFLOW and grown:  # bf16 reaches as far as float32: a little later that would end, too
+        found.kind = EXPLODED
+        found.notes.append("finite in float32 with the same weights and batch")
+    found.kind = found.kind or (EXPLODED if grown else UNCLEAR)
     if found.kind == EXPLODED and not (found.first or found.spike):
         found.notes.append("in which layer it began is not known: no probe shows it")
     if found.kind == NEVER_STARTED and past.gradients:
@@ -124,7 +130,7 @@ def _replay(trainer: Trainer, broken: int, found: Findings, interruption: Interr
             if found.first["pass"] == "backward" or found.first["part"] == "loss":
                 which = _offender(trainer, micro_batches, broken, weights)
             found.batch = describe(micro_batches[which], epoch, number + which)
-            low = trainer.passes.dtype != torch.float32 and not found.evidence  # the loss had not risen
+            low = trainer.passes.dtype != torch.float32
             found.evidence += _growth(inspector, _inspect(trainer, micro_batches, broken, good)[0], start)
             if low and _finite(trainer, micro_batches, broken, weights, torch.float32):
                 found.kind = OVERFLOW
@@ -251,13 +257,14 @@ def _afterwards(
     inspector, loss = _inspect(trainer, micro_batches, broken, weights)
     _, first = _first(inspector, loss)
     grown = _growth(inspector, _inspect(trainer, micro_batches, broken, good)[0], start)
-    low = trainer.passes.dtype != torch.float32 and not found.evidence  # the loss had not risen
+    low = trainer.passes.dtype != torch.float32
     if first is not None:
         found.replayed = {**(found.replayed or {}), "same": True}
         found.first = {**first, "words": f"{first['words']}, with the new weights"}
         if low and _finite(trainer, micro_batches, broken, weights, torch.float32):
             found.kind = OVERFLOW
-        grown = grown or ["finite gradients, and an update after which the same batch is not finite"]
+        elif not grown:
+            grown = ["finite gradients, and an update after which the same batch is not finite"]
     elif grown:
         found.notes.append("the new weights are finite, and so is what they make of this batch")
     else:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core.special import PAD
+from ..modules.products import multiply
 
 # Logits of one chunk. On a CPU they should stay in the cache while softmax passes over them; elsewhere
 # launches cost more than memory.
@@ -58,7 +59,12 @@ def _without_padding(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """(loss sum, nll sum) of softmax(rows @ weight.T), gradients formed in forward."""
+    """(loss sum, nll sum) of softmax(rows @ weight.T), gradients formed in forward.
+
+    With p the softmax, y the target and e the smoothing, a row's loss is log sum exp - (1 - e) logit_y
+    - e mean logit, and its gradient to the logits p - (1 - e) 1_y - e / V. The last term is the same for all
+    entries and need not be spread over (N, V): the mean logit is that of the mean weight.
+    """
 
     @staticmethod
     def forward(
@@ -66,26 +72,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         exact = torch.float64 if rows.dtype == torch.float64 else torch.float32
         scored = (targets != PAD)[:, None]
-        projection, inputs = weight.to(product), rows.to(product) * scored
-        wants_rows, wants_weight = ctx.needs_input_grad[:2]
-        rows_gradient = torch.empty_like(rows, dtype=exact) if wants_rows else None
-        weight_gradient = torch.zeros_like(weight, dtype=exact) if wants_weight else None
-        loss = torch.zeros((), dtype=exact, device=rows.device)
-        nll = torch.zeros_like(loss)
-        size = max(1, _CHUNK.get(rows.device.type, _CHUNK_ELSEWHERE) // len(weight))
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
-            with torch.autocast(rows.device.type, enabled=False):
-                chunk = inputs[part]
-                gradient = _chunk(chunk, projection, targets[part], smoothing, exact, loss, nll).to(product)
-                if rows_gradient is not None:
-                    rows_gradient[part] = gradient @ projection
-                if weight_gradient is not None and product == exact:
-                    weight_gradient.addmm_(gradient.T, chunk)
-                elif weight_gradient is not None:
-                    weight_gradient += gradient.T @ chunk
-        if rows_gradient is not None:
-            rows_gradient *= scored
+        inputs, matrix = rows.to(exact) * scored, weight.to(exact)
+        with torch.autocast(rows.device.type, enabled=False):
+            log_sum, target_logit, rows_gradient, weight_gradient = _in_chunks(
+                inputs, matrix, targets, product, 1 - smoothing, *ctx.needs_input_grad[:2]
+            )
+            mean = matrix.mean(0)
+            nll = ((log_sum - target_logit) * scored.squeeze(1)).sum()
+            loss = log_sum - (1 - smoothing) * target_logit - smoothing * (inputs @ mean)
+            loss = (loss * scored.squeeze(1)).sum()
+            if rows_gradient is not None:
+                rows_gradient -= smoothing * mean
+                rows_gradient *= scored
+            if weight_gradient is not None:
+                weight_gradient -= smoothing / len(matrix) * inputs.sum(0)
         ctx.save_for_backward(rows_gradient, weight_gradient)
         ctx.dtypes = rows.dtype, weight.dtype
         ctx.mark_non_differentiable(nll)
@@ -99,28 +99,44 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return rows, weight, None, None, None
 
 
-def _chunk(
+def _in_chunks(
     inputs: Tensor,
-    projection: Tensor,
+    matrix: Tensor,
     targets: Tensor,
-    smoothing: float,
-    exact: torch.dtype,
-    loss: Tensor,
-    nll: Tensor,
-) -> Tensor:
-    """Add a chunk's sums to `loss` and `nll`; return d loss / d logits, softmax - (1 - eps) 1_y - eps/V.
+    product: torch.dtype,
+    confidence: float,
+    wants_rows: bool,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Log sum exp of the logits and the target's logit (N,), and what p - confidence 1_y gives each factor.
 
-    The rows of padding are not masked in the result: their inputs are zero, and so is their part of the
-    gradient.
+    The products are made in `product`, the rest in the inputs' own format. A row of zeros adds nothing to the
+    weight's part. The three buffers serve all chunks: fresh memory would cost more than what is done in it.
     """
-    log_p = torch.log_softmax((inputs @ projection.T).to(exact), dim=1)
-    padding, target = targets == PAD, targets[:, None]
-    part = -log_p.gather(1, target).squeeze(1).masked_fill(padding, 0).sum()
-    nll += part
-    loss += part * (1 - smoothing)
-    if smoothing:
-        loss -= log_p.mean(dim=1).masked_fill(padding, 0).sum() * smoothing
-    gradient = log_p.exp_()
-    if smoothing:
-        gradient -= smoothing / len(projection)
-    return gradient.scatter_add_(1, target, torch.full_like(target, smoothing - 1, dtype=exact))
+    exact, size = inputs.dtype, max(1, _CHUNK.get(inputs.device.type, _CHUNK_ELSEWHERE) // len(matrix))
+    size = min(size, len(inputs))
+    low, projection = inputs.to(product), matrix.to(product)
+    log_sum, target_logit = inputs.new_empty(2, len(inputs)).unbind()
+    rows_gradient = torch.empty_like(inputs) if wants_rows else None
+    weight_gradient = torch.zeros_like(matrix) if wants_weight else None
+    wide, softmax = inputs.new_empty(2, size, len(matrix)).unbind()
+    narrow = low.new_empty(size if product != exact else 0, len(matrix))
+    for start in range(0, len(inputs), max(size, 1)):
+        part = slice(start, start + size)
+        chunk, target = low[part], targets[part, None]
+        if product == exact:
+            logits = multiply(chunk, projection)
+        else:
+            logits = wide[: len(chunk)].copy_(torch.mm(chunk, projection.T, out=narrow[: len(chunk)]))
+        p = torch.softmax(logits, 1, out=softmax[: len(chunk)])
+        target_logit[part] = logits.gather(1, target).squeeze(1)
+        log_sum[part] = logits.amax(1) - p.amax(1).log()  # the largest p is at least 1 / V
+        if not (wants_rows or wants_weight):
+            continue
+        p.scatter_add_(1, target, p.new_full(target.shape, -confidence))
+        gradient = p if product == exact else narrow[: len(chunk)].copy_(p)
+        if rows_gradient is not None:
+            rows_gradient[part] = multiply(gradient, projection.T)
+        if weight_gradient is not None:
+            weight_gradient += multiply(gradient.T, chunk.T)
+    return log_sum, target_logit, rows_gradient, weight_gradient

@@ -27,6 +27,9 @@ class Observer:
         """Around the forward pass of each micro-batch, loss included; the backward pass is outside."""
         return nullcontext()
 
+    def decoded(self) -> None:
+        """The decoder's output is there; the loss comes next."""
+
     def gradients(self) -> None:
         """The gradients are complete, and not clipped yet."""
 
@@ -59,6 +62,7 @@ class Passes:
             batch = micro_batch.to(self.device)
             with observer.forward(batch), autocast(self.device, self.dtype):
                 hidden = self.model.hidden(batch.source, batch.target_in)
+                observer.decoded()
                 loss, nll = sequence_loss(
                     hidden, self.model.output_weight, batch.target_out, self.label_smoothing
                 )

@@ -15,7 +15,7 @@ from ..model.transformer import Transformer
 from ..modules.precision import resolve_precision
 from .checkpoint import intact, load_model_weights, load_training, require_same, save_training, set_weights
 from .config import TrainConfig
-from .divergence import Diverged, stop_broken, stop_if_not_finite, stop_if_stalled
+from .divergence import Diverged, stop_broken, stop_if_lost, stop_if_not_finite, stop_if_stalled
 from .forensics import examine
 from .inspection import blame
 from .judging import Validate, measure, score_of
@@ -137,16 +137,12 @@ class Trainer:
         sums, progress, rate = self.window.read(), self.progress, self.optimizer.param_groups[0]["lr"]
         self._lap(training=True)
         means = self.window.means(sums)
-        values = {
-            "epoch": progress.epoch,
-            **means,
-            "learning_rate": rate,
-            "target_tokens": progress.target_tokens,
-            "seconds": progress.seconds,
-        }
+        values = {"epoch": progress.epoch, **means, "learning_rate": rate}
+        values |= {"target_tokens": progress.target_tokens, "seconds": progress.seconds}
         self.logbook.training(progress.update, values)
         self._stop_if_broken(sums)
-        stop_if_stalled(means["nll"], self.unigram_loss, progress, self.config, self.logbook.metrics_path)
+        if not self.limits.reached(progress):
+            stop_if_stalled(means["nll"], self.unigram_loss, progress, self.config, self.logbook.metrics_path)
         self.window.clear()
 
     def validate(self, final: bool = False) -> None:
@@ -242,6 +238,7 @@ class Trainer:
         progress = self.progress
         if self.window.updates:
             self.log()
+        stop_if_lost(self.unigram_loss, progress, self.logbook.metrics_path)
         if progress.update and progress.validated < progress.update:
             self.validate(final=True)
         averaged, updates = self.shelf.average(progress)

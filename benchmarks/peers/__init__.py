@@ -1,0 +1,1 @@
+"""This toolkit beside its peers: `run.py` is the command."""

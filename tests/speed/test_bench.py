@@ -1,0 +1,108 @@
+"""`python -m transformer bench` measures what it says."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from transformer.cli.bench import main
+from transformer.decoding import DecodeConfig
+from transformer.speed.ceilings import fastest, measure_ceilings
+from transformer.speed.process import age, peak_memory
+from transformer.speed.training import Clock
+from transformer.speed.translation import forced
+
+CPU = torch.device("cpu")
+TINY = [
+    *("--set", "model.d_model=16", "--set", "model.d_ff=32", "--set", "model.heads=2"),
+    *("--set", "model.encoder_layers=1", "--set", "model.decoder_layers=1"),
+    *("--set", "train.batch_tokens=256", "--rounds", "2", "--device", "cpu"),
+]
+
+
+def test_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "speed.json"
+    assert main(["train", "configs/demo.yaml", *TINY, "--updates", "3", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert len(found["rounds"]) == 2
+    assert found["slowest"] <= found["speed"] <= found["fastest"]
+    assert 0 <= found["target_padding"] < 0.5
+    assert 0 < found["tokens_per_update"] <= 256
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert set(found["shares"]) == {"data", "forward", "loss", "backward", "optimizer"}
+    assert found["limit"] == pytest.approx(found["products"] / found["operations"], rel=0.5)
+    assert 0 < found["share_of_limit"] < 1, "nothing is faster than its limit"
+    assert "configs/demo.yaml" in found["command"]
+    assert "target tokens" in capsys.readouterr().out
+
+
+def test_translation(tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    arguments = [
+        "translate",
+        "configs/demo.yaml",
+        *TINY,
+        "--lines",
+        "12",
+        "--length",
+        "6",
+        "--json",
+        str(file),
+    ]
+    assert main(arguments) == 0
+    found = json.loads(file.read_text())
+    assert [row["beam"] for row in found["beams"]] == [1, 5]
+    for row in found["beams"]:
+        assert row["subwords"] == 6, "every translation has the length that was asked for"
+        assert 0 < row["share_of_limit"] < 1
+
+
+def test_a_run_is_not_trained_and_nothing_is_not_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "configs/demo.yaml", "--updates", "0"]) == 2
+    assert "--updates 0" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    assert main(["train", str(tmp_path)]) == 2
+    assert "is a run" in capsys.readouterr().err
+
+
+def test_ceilings_are_rates() -> None:
+    found = measure_ceilings(CPU, [torch.float32, torch.float64], seconds=0.05)
+    assert 1e8 < found.products["float64"] < found.products["float32"] < 1e14
+    assert 1e8 < found.copy < 1e13
+
+
+def test_a_ceiling_is_of_the_fast_calls() -> None:
+    pauses = iter([0.2, 0.2, 0.01, 0.05, 0.01, 0.05] + [0.05] * 100)
+    took = fastest(lambda: time.sleep(next(pauses)), CPU, seconds=0.5)
+    assert 0.01 <= took < 0.05, "neither the first calls nor what disturbed some counts"
+
+
+def test_a_clock_gives_each_part_its_time() -> None:
+    clock = Clock(CPU)
+    with clock.forward(None):
+        time.sleep(0.02)
+        clock.decoded()
+    time.sleep(0.04)
+    clock.gradients()
+    assert clock.seconds["forward"] >= 0.02 > clock.seconds["loss"]
+    assert clock.seconds["backward"] >= 0.04
+
+
+def test_the_process_s_age_and_memory() -> None:
+    assert (age() or 1) > 0
+    before = peak_memory(CPU)
+    block = torch.ones(1 << 28, dtype=torch.uint8)
+    assert peak_memory(CPU) >= max(before, block.numel())
+
+
+def test_forced_lengths_are_those_of_every_line() -> None:
+    config = forced(DecodeConfig(search="sampling", n_best=3), 5, 16)
+    assert (config.beam, config.n_best, config.search) == (5, 1, "beam")
+    assert {config.longest(length) for length in (1, 9, 400)} == {16}
+    assert config.min_length == 16
