@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -106,3 +108,14 @@ def test_forced_lengths_are_those_of_every_line() -> None:
     assert (config.beam, config.n_best, config.search) == (5, 1, "beam")
     assert {config.longest(length) for length in (1, 9, 400)} == {16}
     assert config.min_length == 16
+
+
+def test_the_memory_of_a_process_is_not_that_of_its_parent() -> None:
+    block = torch.ones(1 << 30, dtype=torch.uint8)
+    code = (
+        "import torch; from transformer.speed.process import peak_memory as p; print(p(torch.device('cpu')))"
+    )
+    child = int(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
+    assert len(block) > child

@@ -12,9 +12,16 @@ import torch
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that a CUDA device's tensors held, or that this process had in memory."""
+    """Bytes: the most that a CUDA device's tensors held, or that this process had in memory.
+
+    Linux's `ru_maxrss` begins with what the process had that started this one; its status file does not.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -97,6 +97,8 @@ class Inspector(Observer):
     Of a sublayer it is that of what it adds and of the stream that leaves it, padding excluded.
     """
 
+    hooks = True
+
     def __init__(self, model: Transformer) -> None:
         self.model = model
         self.passes: list[list[tuple[Place, Tensor]]] = []

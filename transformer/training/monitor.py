@@ -57,6 +57,8 @@ class Monitor(Observer):
     To be made before trained weights are loaded: the gains of this moment are the initial ones.
     """
 
+    hooks = True
+
     def __init__(self, model: Transformer, every: int) -> None:
         self.model, self.every = model, every
         self.layers = {(stack, i): layer for stack in STACKS for i, layer in enumerate(_layers(model, stack))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,17 @@ from ..modules.precision import autocast
 from .loss import sequence_loss
 from .progress import seed_generators
 
+if TYPE_CHECKING:
+    from .compilation import Compiled
+
 
 class Observer:
-    """Looks on at an update and changes nothing. This one does not even look."""
+    """Looks on at an update and changes nothing. This one does not even look.
+
+    `hooks`: does it put hooks on the model? While it looks on, the model is run as it is, not compiled.
+    """
+
+    hooks = False
 
     def at(self, update: int) -> Observer:
         """Who looks on at this update."""
@@ -43,8 +51,20 @@ UNOBSERVED = Observer()
 class Passes:
     """Forward and backward passes of an update: a function of weights, micro-batches, `seed` and `update`."""
 
-    def __init__(self, model: Transformer, dtype: torch.dtype, label_smoothing: float, seed: int) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        dtype: torch.dtype,
+        label_smoothing: float,
+        seed: int,
+        compiled: bool = False,
+    ) -> None:
         self.model, self.dtype, self.label_smoothing, self.seed = model, dtype, label_smoothing, seed
+        self.compiled: Compiled | None = None
+        if compiled:
+            from .compilation import Compiled  # here, as torch's compiler takes a second to import
+
+            self.compiled = Compiled(model)
         self.device = model.output_weight.device
 
     def run(
@@ -58,10 +78,11 @@ class Passes:
         seed_generators(derive_seed(self.seed, "update", update), self.device)
         tokens = sum(batch.target_tokens for batch in micro_batches)
         total, total_nll = torch.zeros(2, device=self.device).unbind()
+        forward = self.model.hidden if self.compiled is None or observer.hooks else self.compiled
         for micro_batch in micro_batches:
             batch = micro_batch.to(self.device)
             with observer.forward(batch), autocast(self.device, self.dtype):
-                hidden = self.model.hidden(batch.source, batch.target_in)
+                hidden = forward(batch.source, batch.target_in)
                 observer.decoded()
                 loss, nll = sequence_loss(
                     hidden, self.model.output_weight, batch.target_out, self.label_smoothing

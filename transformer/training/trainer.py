@@ -64,7 +64,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.device = next(model.parameters()).device
         precision = resolve_precision(config.precision, self.device)
-        self.passes = Passes(model, precision, config.label_smoothing, seed)
+        self.passes = Passes(model, precision, config.label_smoothing, seed, config.compile)
         self.monitor = Monitor(model, config.probe_every)
         self.observer: Observer = self.monitor  # of every update
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -140,6 +140,8 @@ class Trainer:
         values = {"epoch": progress.epoch, **means, "learning_rate": rate}
         values |= {"target_tokens": progress.target_tokens, "seconds": progress.seconds}
         self.logbook.training(progress.update, values)
+        for line in self.passes.compiled.news() if self.passes.compiled else ():
+            self.logbook.say(line)
         self._stop_if_broken(sums)
         if not self.limits.reached(progress):
             stop_if_stalled(means["nll"], self.unigram_loss, progress, self.config, self.logbook.metrics_path)

@@ -1,0 +1,294 @@
+"""What a GPU gets out of this toolkit, in one call of less than ten minutes; exits 1 on a wrong number.
+
+    python benchmarks/gpu.py --json gpu.json      # in the checkout, where data/multi30k may be
+    python benchmarks/gpu.py --device cpu --tiny --no-compile    # the same code in seconds
+
+Prints Markdown tables:
+
+    correctness  logits, loss and gradients under bf16 autocast against float64 on the CPU
+    speed        updates of four models on random text, plain and compiled: tokens/s, use of the hardware,
+                 shares of the time, peak memory, graphs
+    training     Multi30k, or without it the embedded corpus, to its BLEU against the clock
+
+`of the limit` is the speed over that of the counted products and bytes at the rates of products and copies
+measured in this run; `of the peak` the products' operations a second over the fastest product measured in
+this run, whatever moves. Shares are of updates of their own; attention's, projections included, lies within
+forward and backward and cannot be told apart in a compiled model. What was not measured is a row that says
+why.
+
+Written without a GPU at hand: on CUDA it has not been run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_tables import report
+from torch import Tensor
+
+from transformer import Transformer
+from transformer.cli.lines import finite
+from transformer.cli.result import commit, versions
+from transformer.cli.runs import pick_device
+from transformer.cli.train import main as train
+from transformer.core.errors import UserError
+from transformer.data.encoded import EncodedCorpus
+from transformer.model.cost import cost_of
+from transformer.modules.precision import autocast
+from transformer.speed.ceilings import Ceilings, measure_ceilings
+from transformer.speed.process import peak_memory
+from transformer.speed.random_text import random_corpus, random_trainer
+from transformer.speed.timeline import Timeline
+from transformer.speed.training import measure_training
+from transformer.speed.work import training_work
+from transformer.training.compilation import Compiled
+from transformer.training.loss import sequence_loss
+from transformer.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+BF16 = torch.bfloat16
+
+# Norm of the difference over the norm of the float64 numbers. One rounding to bf16 is about 2e-3; on a CPU
+# these models are off by a third of these bounds at most.
+BOUNDS = {"logits": 3e-2, "loss": 1e-3, "gradients": 1e-1}
+PAIRS = [
+    *(("post", "layer"), ("pre", "layer"), ("pre", "rms"), ("pre", "dyt"), ("deepnorm", "layer")),
+    *(("sandwich", "rms"), ("resi_dual", "layer"), ("hyper", "layer"), ("reversible", "rms")),
+]
+COMPILED = ("pre", "layer")  # alone: compiling takes its time
+CHECKED = {"d_model": 64, "heads": 4, "d_ff": 128, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0}
+CHECKED_VOCABULARY = 200
+
+
+def shape(width: int, inner: int, heads: int, layers: int) -> dict[str, Any]:
+    depth = {"encoder_layers": layers, "decoder_layers": layers}
+    return {"d_model": width, "d_ff": inner, "heads": heads, "dropout": 0.1, "tie_embeddings": "all", **depth}
+
+
+# Name: model, vocabulary, mean length of a sentence.
+SHAPES = {
+    "small": (shape(256, 1024, 4, 3), 8000, 15),
+    "large": (shape(512, 1024, 8, 6), 10_000, 15),
+    "base": (shape(512, 2048, 8, 6), 32_000, 28),
+    "big": (shape(1024, 4096, 16, 6), 32_000, 28),
+}
+TINY = {"tiny": (shape(32, 64, 2, 1), 200, 8)}
+
+
+def correctness(device: torch.device, compiled: bool) -> list[dict[str, Any]]:
+    """A row for each pair: relative errors, and whether they are within the bounds."""
+    generator = torch.Generator().manual_seed(1)
+    source, target = (torch.randint(4, CHECKED_VOCABULARY, (16, n), generator=generator) for n in (21, 19))
+    source[:8, 15:], target[4:12, 12:] = 0, 0
+    rows: list[dict[str, Any]] = []
+    for placement, norm in PAIRS:
+        sizes = CHECKED_VOCABULARY, CHECKED_VOCABULARY
+        one, other = (Transformer(*sizes, placement=placement, norm=norm, seed=3, **CHECKED) for _ in "ab")
+        exact = numbers(one.double(), source, target, torch.float32)
+        for way in ("plain", "compiled") if (placement, norm) == COMPILED else ("plain",):
+            row: dict[str, Any] = {"placement": placement, "norm": norm, "way": way}
+            rows.append(row)
+            if way == "compiled" and not compiled:
+                row["skipped"] = "--no-compile"
+                continue
+            try:
+                ours = numbers(other.to(device), source, target, BF16, way == "compiled")
+            except UserError as error:
+                row["skipped"] = str(error).splitlines()[-1]
+                continue
+            row |= {name: difference(ours[name], exact[name]) for name in BOUNDS}
+            row["wrong"] = [name for name, bound in BOUNDS.items() if not row[name] <= bound]
+    return rows
+
+
+def numbers(
+    model: Transformer, source: Tensor, target: Tensor, dtype: torch.dtype, compiled: bool = False
+) -> dict[str, Tensor]:
+    """Logits, loss and all gradients of one batch, on the CPU in float64."""
+    device = model.output_weight.device
+    source, target = source.to(device), target.to(device)
+    model.zero_grad()
+    with autocast(device, dtype):
+        hidden = (Compiled(model) if compiled else model.hidden)(source, target[:, :-1])
+        loss, _ = sequence_loss(hidden, model.output_weight, target[:, 1:], 0.1)
+        logits = model.project(hidden.detach())
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    found = {"logits": logits, "loss": loss, "gradients": gradient}
+    return {name: tensor.detach().cpu().double() for name, tensor in found.items()}
+
+
+def difference(ours: Tensor, exact: Tensor) -> float:
+    return ((ours - exact).norm() / exact.norm()).item()
+
+
+def speed(
+    name: str, compiled: bool, device: torch.device, ceilings: Ceilings, options: argparse.Namespace
+) -> dict[str, Any]:
+    """One model's row."""
+    model, vocabulary, length = (TINY if options.tiny else SHAPES)[name]
+    needed = 2 * (options.updates * 4 + 12) * options.batch_tokens // length
+    corpus = random_corpus(min(needed, 150_000), vocabulary, length)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = built(vocabulary, model, corpus, Path(folder), device, compiled, options.batch_tokens)
+        begin = time.perf_counter()
+        trainer.step([next(iter(trainer.stream.epoch(1)))])
+        trainer.window.read()  # waits
+        first = time.perf_counter() - begin
+        found = measure_training(trainer, options.updates, options.rounds, warm=5)
+        memory = peak_memory(device)
+        timeline = Timeline(trainer.model, device, attention=not compiled)
+        trainer.observer = timeline
+        trainer.step([found.batches[0]])
+        with timeline.watching():
+            for batch in islice(trainer.stream.epoch(2), options.updates):
+                trainer.step([batch])
+        shares = timeline.shares()
+        graphs = trainer.passes.compiled.graphs if trainer.passes.compiled else None
+        config, parameters = trainer.model.config, trainer.model.parameter_count()
+    work = training_work(cost_of(config, vocabulary, vocabulary), config, list(found.batches))
+    tokens = found.tokens_per_update * len(found.batches)
+    rate = statistics.median(found.rounds)
+    return {
+        "speed": rate,
+        "rounds": list(found.rounds),
+        "of_limit": rate / (tokens / work.seconds(ceilings, "bfloat16")),
+        "of_peak": rate * work.operations / tokens / ceilings.products["bfloat16"],
+        "operations_per_token": work.operations / tokens,
+        "shares": shares,
+        "memory": memory,
+        "first_update": first,
+        "graphs": graphs,
+        "parameters": parameters,
+        "tokens_per_update": found.tokens_per_update,
+        "padding": list(found.padding),
+    }
+
+
+def built(
+    vocabulary: int,
+    model: dict[str, Any],
+    corpus: EncodedCorpus,
+    folder: Path,
+    device: torch.device,
+    compiled: bool,
+    tokens: int,
+) -> Trainer:
+    train = {"updates": 1_000_000, "probe_every": 0, "precision": "bf16", "batch_tokens": tokens}
+    return random_trainer(vocabulary, model, train | {"compile": compiled}, corpus, folder, device)
+
+
+def training(device: torch.device, tiny: bool, minutes: float) -> dict[str, Any]:
+    """Train as `train.py` does; validations with the seconds at which they began, and the test scores."""
+    have = bool(list(Path("data/multi30k").glob("train.*"))) and not tiny
+    config = ROOT / "configs" / ("multi30k.yaml" if have else "demo.yaml")
+    sets = [f"train.minutes={minutes:g}", "train.metric=bleu"]
+    if tiny:
+        sets += ["train.updates=4", "train.validate_every=4", "train.log_every=1", "train.warmup=1"]
+        sets += ["model.d_model=16", "model.d_ff=32", "model.heads=2", "decode.beam=1", "decode.max_length=3"]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        flags = [word for option in sets for word in ("--set", option)]
+        code = train([str(config), "--run-dir", str(run), "--device", str(device), *flags])
+        if code:
+            return {"text": config.stem, "skipped": f"training ended with exit code {code}"}
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        result = json.loads((run / "result.json").read_text())
+    validations, seconds = [], 0.0
+    for row in rows:
+        seconds = row.get("seconds", seconds)
+        if "valid_bleu" in row:
+            names = {"bleu": "valid_bleu", "loss": "valid_loss"}
+            found = {name: row[key] for name, key in names.items()}
+            validations.append({"update": row["update"], "seconds": seconds, **found})
+    kept = ("seconds", "updates", "reason", "target_tokens_per_second", "valid_bleu", "test", "averaged")
+    return {"text": config.stem, "validations": validations, **{key: result[key] for key in kept}}
+
+
+def tried(work: Any, ends: float) -> dict[str, Any]:
+    """What `work()` gives; where it cannot, or no time is left, why."""
+    if time.monotonic() > ends:
+        return {"skipped": "no time was left for it"}
+    try:
+        return dict(work())
+    except (UserError, torch.OutOfMemoryError) as error:
+        return {"skipped": str(error).strip().splitlines()[-1].strip()}
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Correctness, plain models, training, compiled models: what is dearest comes last, as time may end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers for programs")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes: a test, no measurement")
+    parser.add_argument("--no-compile", action="store_true", help="plain models alone; the rows say so")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="nothing begins after so long (default: 8)"
+    )
+    parser.add_argument("--train-minutes", type=float, default=2.0, help="of the training (default: 2)")
+    parser.add_argument("--batch-tokens", type=int, default=32_768, help="of a batch (default: 32768)")
+    parser.add_argument("--updates", type=int, default=15, help="of a round (default: 15)")
+    parser.add_argument("--rounds", type=int, default=3, help="the median counts (default: 3)")
+    options = parser.parse_args(argv)
+    if options.tiny:
+        options.batch_tokens, options.updates, options.rounds = 256, 2, 2
+    ends = time.monotonic() + 60 * options.minutes
+    try:
+        device = pick_device(options.device)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if device.type == "cpu" and not options.tiny:
+        print("note: on a CPU the large shapes take hours; --tiny takes seconds", file=sys.stderr)
+    checks = correctness(device, compiled=not options.no_compile)
+    ceilings = measure_ceilings(device, [BF16], seconds=0.1 if options.tiny else 1.0)
+    rows: list[dict[str, Any]] = []
+
+    def measure(compiled: bool) -> None:
+        for name in TINY if options.tiny else SHAPES:
+            row: dict[str, Any] = {"shape": name, "compiled": compiled}
+            if compiled and options.no_compile:
+                rows.append(row | {"skipped": "--no-compile"})
+                continue
+            print(f"{name}, {'compiled' if compiled else 'plain'}", file=sys.stderr, flush=True)
+            rows.append(row | tried(lambda name=name: speed(name, compiled, device, ceilings, options), ends))
+
+    measure(compiled=False)
+    trained = tried(lambda: training(device, options.tiny, options.train_minutes), ends)
+    measure(compiled=True)
+    found = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "batch_tokens": options.batch_tokens,
+        "correctness": checks,
+        "bounds": BOUNDS,
+        "ceilings": {"products": ceilings.products["bfloat16"], "copy": ceilings.copy},
+        "speed": rows,
+        "training": trained,
+        "versions": versions(),
+        "commit": commit(),
+    }
+    print(report(found), flush=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps(finite(found), indent=1) + "\n", encoding="utf-8")
+    return int(any(row.get("wrong") for row in checks))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

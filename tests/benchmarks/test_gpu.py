@@ -1,0 +1,95 @@
+"""benchmarks/gpu.py, tiny and on a CPU: the code that a GPU runs, but for its clock."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import gpu
+import pytest
+import torch
+
+from transformer.core.errors import ConfigError
+from transformer.speed.random_text import random_corpus, random_trainer
+from transformer.speed.timeline import ATTENTION, Timeline
+
+CPU = torch.device("cpu")
+TINY = ["--device", "cpu", "--tiny", "--no-compile"]
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "PAIRS", [("pre", "layer"), ("reversible", "rms")])
+
+
+def test_numbers_and_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "training", lambda *_: {"skipped": "not here"})
+    assert gpu.main([*TINY, "--json", str(tmp_path / "gpu.json")]) == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row.get("skipped") for row in found["correctness"]] == [None, "--no-compile", None]
+    plain, compiled = found["speed"]
+    assert compiled["skipped"] == "--no-compile"
+    assert 0 < plain["of_limit"] <= 1
+    assert 0 < plain["of_peak"] <= plain["of_limit"] + 1e-9
+    assert sum(share for part, share in plain["shares"].items() if part != ATTENTION) == pytest.approx(1)
+    assert 0 < plain["shares"][ATTENTION] < plain["shares"]["forward"] + plain["shares"]["backward"]
+    told = capsys.readouterr().out
+    assert "not measured: --no-compile" in told
+    assert "not measured: not here" in told
+
+
+def test_a_wrong_number_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(gpu, "BOUNDS", {"logits": 1.0, "loss": 1.0, "gradients": 1e-6})
+    assert gpu.main([*TINY, "--minutes", "0"]) == 1
+    told = capsys.readouterr().out
+    assert told.count("WRONG") == 2
+    assert "no time was left" in told
+
+
+def test_a_training_and_its_clock() -> None:
+    found = gpu.training(CPU, True, 1.0)
+    assert [row["update"] for row in found["validations"]] == [4]
+    assert 0 < found["validations"][0]["seconds"] < found["seconds"]
+    assert set(found["test"]) == {"demo"}
+
+
+def test_what_cannot_be_done_is_a_row_that_says_why() -> None:
+    def fails(error: Exception) -> dict[str, Any]:
+        raise error
+
+    ends = time.monotonic() + 60
+    assert gpu.tried(lambda: fails(ConfigError("no compiler")), ends) == {"skipped": "no compiler"}
+    assert gpu.tried(lambda: fails(torch.OutOfMemoryError("too much")), ends) == {"skipped": "too much"}
+    with pytest.raises(ZeroDivisionError):
+        gpu.tried(lambda: fails(ZeroDivisionError()), ends)
+
+
+def test_random_text_has_the_lengths_that_were_asked_for() -> None:
+    corpus = random_corpus(4000, 50, 20)
+    for lengths in (corpus.source_lengths, corpus.target_lengths):
+        assert lengths.mean() == pytest.approx(20, rel=0.03)
+    source, target = corpus.pair(7)
+    assert (len(source) + 1, len(target) + 1) == (corpus.source_lengths[7], corpus.target_lengths[7])
+    assert min(source.min(), target.min()) > 3
+    assert max(source.max(), target.max()) < 50
+
+
+def test_a_timeline_sees_every_attention_module_both_ways(tmp_path: Path) -> None:
+    model = {"d_model": 16, "d_ff": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 2}
+    corpus = random_corpus(50, 50, 8)
+    trainer = random_trainer(50, model, {"updates": 9, "probe_every": 0}, corpus, tmp_path, CPU)
+    batch = next(trainer.stream.epoch(1))
+    trainer.observer = timeline = Timeline(trainer.model, CPU)
+    with timeline.watching():
+        trainer.step([batch])
+    stamped = [part for part, _, _ in timeline.spans]
+    assert stamped.count(ATTENTION) == 2 * (1 + 2 * 2), "forward and backward of each"
+    assert not timeline.open
+    trainer.step([batch])
+    assert stamped.count(ATTENTION) == [part for part, _, _ in timeline.spans].count(ATTENTION), (
+        "hooks are gone"
+    )
