@@ -15,12 +15,19 @@ from transformer.decoding.config import DecodeConfig
 from transformer.decoding.engine import Models, Request
 from transformer.decoding.limits import Limits
 from transformer.model.packing import Packed, can_be_packed
+from transformer.modules import packed
 from transformer.modules.packed import PackedLinear, PackedProducts
 from transformer.modules.precision import Precision
-from transformer.modules.products import has_onednn
+from transformer.modules.products import has_onednn, onednn
 
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="this torch has no such kernel here")
 SHAPE = {"d_model": 32, "heads": 2, "d_ff": 48, "encoder_layers": 1, "decoder_layers": 2}
+
+
+@pytest.fixture
+def everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small products count as large ones."""
+    monkeypatch.setattr(packed, "_LARGE", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +46,7 @@ def model(seed: int = 0, **flags: object) -> Transformer:
     return made.eval()
 
 
+@pytest.mark.usefixtures("everything")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_packed_product_is_the_product(dtype: torch.dtype, tolerance: float, bias: bool) -> None:
@@ -48,25 +56,30 @@ def test_a_packed_product_is_the_product(dtype: torch.dtype, tolerance: float, b
         torch.testing.assert_close(ours.float(), linear(x), atol=tolerance, rtol=tolerance)
 
 
-def test_a_row_of_a_packed_product_does_not_depend_on_which_others_there_are() -> None:
-    linear, x = nn.Linear(64, 200), torch.randn(90, 64)
+@pytest.mark.parametrize(("rows", "ours"), [(1, False), (40, True)])
+def test_large_float32_products_are_onednn_s(monkeypatch: pytest.MonkeyPatch, rows: int, ours: bool) -> None:
+    linear, x, calls = nn.Linear(64, 500), torch.randn(rows, 64), []
+    monkeypatch.setattr(packed, "onednn", lambda *given: calls.append(given) or onednn(*given))
     with torch.inference_mode():
-        product = PackedLinear(linear, PackedProducts(torch.float32))
-        whole = product(x)
-        assert all(torch.equal(product(x[:n]), whole[:n]) for n in (2, 7, 33))
+        found = PackedLinear(linear, PackedProducts(torch.float32))(x)
+        torch.testing.assert_close(found, linear(x))
+    assert bool(calls) is ours
 
 
+@pytest.mark.usefixtures("everything")
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_every_placement_is_the_same_packed(placement: str) -> None:
     _equal(model(placement=placement, norm=usual(placement)))
 
 
+@pytest.mark.usefixtures("everything")
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_norm_is_the_same_packed(norm: str) -> None:
     decoder = "layer" if NORMS[norm].span == "batch" else norm
     _equal(model(norm={"encoder": norm, "decoder": decoder}, allow_unsound=True))
 
 
+@pytest.mark.usefixtures("everything")
 @pytest.mark.parametrize(
     "flags",
     [
@@ -143,14 +156,14 @@ def test_translation_follows_the_model(change: Callable[[Transformer], None], pr
 
 def test_copies_share_parameters_and_products() -> None:
     plain = model()
-    packed = Packed(plain, torch.bfloat16)
-    copies = [packed.copy(), packed.copy()]
+    shared = Packed(plain, torch.bfloat16)
+    copies = [shared.copy(), shared.copy()]
     ids = torch.randint(4, 50, (2, 5))
     with torch.inference_mode():
         copies[0](ids, ids)
-        made = dict(packed.products._made)
+        made = dict(shared.products._made)
         copies[1](ids, ids)
-    assert made == packed.products._made
+    assert made == shared.products._made
     for copied in copies:
         assert {id(p) for p in copied.parameters()} == {id(p) for p in plain.parameters()}
     assert plain.packed is None
