@@ -105,10 +105,20 @@ def test_the_memory_is_projected_once() -> None:
     cache.select(torch.tensor([1, 0, 3, 2]))  # within their sentences: nothing to gather
     assert cross.extend(project)[0] is first[0]
     assert cache.select(torch.tensor([3, 2])).tolist() == [1]
-    keys, values = cross.extend(project)
-    assert torch.equal(keys, memory[0][[1, 1]])
-    assert torch.equal(values, memory[1][[1, 1]])
+    keys, values = cross.extend(project)  # the two rows that are left share the sentence's
+    assert torch.equal(keys, memory[0][1:])
+    assert torch.equal(values, memory[1][1:])
     assert len(calls) == 1
+
+
+def test_rows_that_are_not_equally_many_get_the_memory_of_their_sentence() -> None:
+    cache, memory = DecoderCache(1, 3), (torch.randn(3, 1, 3, 4), torch.randn(3, 1, 3, 4))
+    cross = cache.layers[0].cross_attention
+    for rows in ([0, 0, 1, 2, 2, 2], [2, 1, 0, 5]):
+        cache.select(torch.tensor(rows))
+        keys, values = cross.extend(lambda: memory)
+        assert torch.equal(keys, memory[0][cache.sentence])
+        assert torch.equal(values, memory[1][cache.sentence])
 
 
 def test_an_ensemble_averages_probabilities() -> None:

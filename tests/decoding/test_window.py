@@ -85,20 +85,21 @@ def steps_agree(model: Transformer, window: int, widths: list[int]) -> None:
     memory, mask = model.encode(source), padding_mask(source)
     cache = DecoderCache(2, 3, window=window)
     prefix, sentence = torch.empty(3, 0, dtype=torch.int64), torch.arange(3)
+    kept = mask
     for width in widths:
         new = torch.randint(4, 9, (len(sentence), width), generator=draws)
         prefix = torch.cat((prefix, new), 1)
-        rows_mask = mask[sentence]
-        cached = model.decode(new, memory, rows_mask, cache)
-        uncached = model.decode(prefix, memory[sentence], rows_mask)[:, -width:]
+        cached = model.decode(new, memory, cache.as_attended(kept), cache)
+        uncached = model.decode(prefix, memory[sentence], mask[sentence])[:, -width:]
         torch.testing.assert_close(cached, uncached, **EXACT)
         assert cache.length == prefix.shape[1]
         for layer in cache.layers:
-            assert layer.self_attention._buffer.shape[1] <= window
+            assert layer.self_attention._buffers[0].shape[2] <= window
         rows = torch.randint(len(sentence), (6,), generator=draws)
         rows = torch.cat((rows, torch.tensor([int((sentence == s).nonzero()[0]) for s in sentence.unique()])))
         rows = rows[sentence[rows].argsort(stable=True)]
-        cache.select(rows)
+        if (still := cache.select(rows)) is not None:
+            kept = kept[still]
         prefix, sentence = prefix[rows], sentence[rows]
 
 
@@ -143,4 +144,4 @@ def test_search_gives_its_cache_the_window() -> None:
         for _ in range(20):
             continuation.step(torch.full((2,), 5))
     assert continuation.cache.length == 20
-    assert continuation.cache.layers[0].self_attention._buffer.shape[1] == 3
+    assert continuation.cache.layers[0].self_attention._buffers[0].shape[2] == 3

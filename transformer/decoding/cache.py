@@ -12,22 +12,23 @@ from torch import Tensor
 
 from ..modules.attention import KeysValues
 
-_SMALLEST = 16
+_BLOCK = 8  # columns that a buffer grows by
 
 
 class SelfAttentionCache:
-    """Keys and values of all columns so far, in a buffer (R, C, 2, H, K) whose capacity C doubles.
+    """Keys and values of all columns so far, in two buffers (R, H, C, K) that grow by some columns at a time.
 
-    A step writes its column and copies nothing else; growing to L columns copies O(L) of them in all.
-    Reordering copies the L columns held into a second buffer of the same shape, and the two change places.
-    With a `window` N the buffer ends at N columns and becomes a ring: column t is at t mod N, in the place of
+    A step writes its column and copies nothing else; growing copies an eighth of what attention reads anyway.
+    Reordering copies rows into spare buffers of the same shape, and the two change places. A head's columns
+    lie side by side, as its products with the query read them.
+    With a `window` N the buffers end at N columns and become rings: column t is at t mod N, in the place of
     one that nobody sees any more. `length` counts all columns, also those forgotten.
     """
 
     def __init__(self, window: int | None = None) -> None:
         self.length, self.window = 0, window
-        self._buffer: Tensor | None = None
-        self._spare: Tensor | None = None
+        self._buffers: list[Tensor] = []
+        self._spares: list[Tensor] = []
 
     def extend(self, project: Callable[[], KeysValues]) -> KeysValues:
         """Append the projected columns (R, H, n, K) and return all: keys and values (R, H, L + n, K).
@@ -35,58 +36,61 @@ class SelfAttentionCache:
         Beyond the window one column gets the N of the ring, in any order; several get those held before, in
         order, and themselves.
         """
-        keys, values = project()
-        if self.window is not None and self.length + keys.shape[2] > self.window:
-            held = self._slide(torch.stack((keys.transpose(1, 2), values.transpose(1, 2)), 2), self.window)
-        else:
-            buffer = self._with_room(keys, self.length + keys.shape[2])
-            start, self.length = self.length, self.length + keys.shape[2]
-            buffer[:, start : self.length, 0] = keys.transpose(1, 2)
-            buffer[:, start : self.length, 1] = values.transpose(1, 2)
-            held = buffer[:, : self.length]
-        return held[:, :, 0].transpose(1, 2), held[:, :, 1].transpose(1, 2)
-
-    def _slide(self, new: Tensor, window: int) -> Tensor:
-        """Write columns (R, n, 2, H, K) over the oldest of the ring."""
-        ring = self._with_room(new[:, :, 0].transpose(1, 2), window)
-        start, self.length = self.length, self.length + new.shape[1]
-        if new.shape[1] == 1:
-            ring[:, start % window] = new[:, 0]
-            return ring
-        columns = torch.arange(max(start - window, 0), self.length, device=new.device) % window
-        seen = torch.cat((ring.index_select(1, columns[: -new.shape[1]]), new), 1)
-        ring[:, columns[-window:]] = seen[:, -window:]
-        return seen
+        new = project()
+        start, self.length = self.length, self.length + new[0].shape[2]
+        if self.window is not None and self.length > self.window:
+            self._make_room(new[0], self.window, start)
+            keys, values = (_slide(ring, each, start) for ring, each in zip(self._buffers, new, strict=True))
+            return keys, values
+        self._make_room(new[0], self.length, start)
+        for buffer, each in zip(self._buffers, new, strict=True):
+            buffer[:, :, start : self.length] = each
+        keys, values = (buffer[:, :, : self.length] for buffer in self._buffers)
+        return keys, values
 
     def select(self, rows: Tensor) -> None:
         """Row i becomes what row `rows[i]` was."""
-        if self._buffer is None:
+        if not self._buffers:
             return
-        spare = self._spare
-        if spare is None or len(spare) < len(rows) or spare.shape[1] != self._buffer.shape[1]:
-            spare = self._buffer.new_empty(len(rows), *self._buffer.shape[1:])
-        spare = spare[: len(rows)]
-        torch.index_select(self._buffer[:, : self.length], 0, rows, out=spare[:, : self.length])
-        self._buffer, self._spare = spare, self._buffer
+        buffers = self._buffers
+        if not self._spares or len(self._spares[0]) < len(rows):
+            self._spares = [buffer.new_empty(len(rows), *buffer.shape[1:]) for buffer in buffers]
+        self._buffers = [
+            torch.index_select(buffer, 0, rows, out=spare[: len(rows)])
+            for buffer, spare in zip(buffers, self._spares, strict=True)
+        ]
+        self._spares = buffers
 
-    def _with_room(self, like: Tensor, columns: int) -> Tensor:
-        """The buffer, made larger when it holds fewer than `columns` columns."""
-        if self._buffer is None or self._buffer.shape[1] < columns:
+    def _make_room(self, like: Tensor, columns: int, held: int) -> None:
+        """Larger buffers when they hold fewer than `columns` columns."""
+        if not self._buffers or self._buffers[0].shape[2] < columns:
             rows, heads, _, width = like.shape
-            capacity = max(columns, _SMALLEST, 2 * self.length)
+            capacity = columns + -columns % _BLOCK
             capacity = capacity if self.window is None else min(capacity, self.window)
-            larger = like.new_empty(rows, capacity, 2, heads, width)
-            if self._buffer is not None:
-                larger[:, : self.length] = self._buffer[:, : self.length]
-            self._buffer, self._spare = larger, None
-        assert len(self._buffer) == len(like), "rows of the cache and of the step differ"
-        return self._buffer
+            larger = [like.new_empty(rows, heads, capacity, width) for _ in range(2)]
+            for new, old in zip(larger, self._buffers, strict=False):
+                new[:, :, :held] = old[:, :, :held]
+            self._buffers, self._spares = larger, []
+        assert len(self._buffers[0]) == len(like), "rows of the cache and of the step differ"
+
+
+def _slide(ring: Tensor, new: Tensor, start: int) -> Tensor:
+    """Write columns start, start + 1, ... (R, H, n, K) over the oldest of the ring (R, H, N, K)."""
+    window, count = ring.shape[2], new.shape[2]
+    if count == 1:
+        ring[:, :, start % window] = new[:, :, 0]
+        return ring
+    columns = torch.arange(max(start - window, 0), start + count, device=new.device) % window
+    seen = torch.cat((ring.index_select(2, columns[:-count]), new), 2)
+    ring[:, :, columns[-window:]] = seen[:, :, -window:]
+    return seen
 
 
 class CrossAttentionCache:
     """Keys and values (B, H, S, K) of the memory, projected once per sentence and never again.
 
-    Rows see their sentence's; they are gathered when the rows per sentence change, not at each step.
+    Where each sentence has as many rows as the others, in order, its rows share them. Otherwise they are
+    gathered, when the rows change and not at each step.
     """
 
     def __init__(self) -> None:
@@ -95,9 +99,10 @@ class CrossAttentionCache:
         self._sentence: Tensor | None = None
 
     def extend(self, project: Callable[[], KeysValues]) -> KeysValues:
-        """Keys and values (R, H, S, K); `project` is called the first time only."""
+        """Keys and values (B, H, S, K), or (R, H, S, K); `project` is called the first time only."""
         if self._kept is None:
-            self._kept = project()
+            self._kept = tuple(each.contiguous() for each in project())  # type: ignore[assignment]
+        assert self._kept is not None
         if self._of_rows is None:
             keys, values = self._kept
             rows = self._sentence
@@ -106,8 +111,8 @@ class CrossAttentionCache:
             )
         return self._of_rows
 
-    def assign(self, sentence: Tensor) -> None:
-        """Row i attends to sentence `sentence[i]`, counted among those kept."""
+    def assign(self, sentence: Tensor | None) -> None:
+        """Row i attends to sentence `sentence[i]`, counted among those kept. None: equally many rows each."""
         self._sentence, self._of_rows = sentence, None
 
     def keep(self, sentences: Tensor) -> None:
@@ -161,11 +166,16 @@ class DecoderCache:
         self.norms = NormStates()
         self.sentence = torch.arange(sentences, device=device)
         self.sentences = sentences
+        self.gathered: Tensor | None = None  # `sentence`, unless all have equally many rows, in order
 
     @property
     def length(self) -> int:
         """Target columns that every layer has seen."""
         return self.layers[0].self_attention.length
+
+    def as_attended(self, mask: Tensor) -> Tensor:
+        """A mask of the sentences kept (B, ...), as cross-attention takes it: with the rows of its keys."""
+        return mask if self.gathered is None else mask.index_select(0, self.gathered)
 
     def select(self, rows: Tensor) -> Tensor | None:
         """Row i becomes what row `rows[i]` was; rows (R',) int64.
@@ -178,10 +188,13 @@ class DecoderCache:
             present, numbered = torch.unique(after, return_inverse=True)
             if len(present) < self.sentences:
                 kept, after, self.sentences = present, numbered, len(present)
+            each = len(after) // max(self.sentences, 1)
+            in_order = torch.arange(self.sentences, device=after.device).repeat_interleave(each)
+            self.gathered = None if torch.equal(after, in_order) else after
             for layer in self.layers:
                 if kept is not None:
                     layer.cross_attention.keep(kept)
-                layer.cross_attention.assign(after)
+                layer.cross_attention.assign(self.gathered)
         for layer in self.layers:
             layer.self_attention.select(rows)
         self.norms.select(rows)

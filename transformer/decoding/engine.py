@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..core.special import BOS, EOS, PAD
+from ..model.packing import Packed, can_be_packed
 from ..model.transformer import Transformer
 from ..modules.embeddings import POSITIONS
 from ..modules.precision import Precision, autocast, resolve_precision
@@ -50,6 +53,12 @@ class Engine(Protocol):
         """Each sentence's `config.n_best` hypotheses, best first; fewer where fewer are found."""
         ...
 
+    def search_all(
+        self, batches: Sequence[Sequence[Request]], config: DecodeConfig
+    ) -> list[list[list[Hypothesis]]]:
+        """`search` of each batch; an engine may work on several at a time."""
+        ...
+
     def token_log_probs(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """Of (source, target), both without EOS: log p of each target token, then of EOS."""
         ...
@@ -65,9 +74,9 @@ class Models:
         self.device = torch.device(device) if device is not None else models[0].output_weight.device
         for model in models:
             model.to(self.device)
-        members = [ModelNextToken(model) for model in models]
-        self.model: NextToken = members[0] if len(members) == 1 else Ensemble(members)
         self.dtype = resolve_precision(precision, self.device)
+        self._packed: list[Packed] = []  # of each model; none where kernels or number format are missing
+        self._copies = [_joined(self.models)]  # one for each batch at a time
 
     @property
     def positions(self) -> int:
@@ -77,29 +86,83 @@ class Models:
     @contextmanager
     def working(self) -> Iterator[None]:
         """Evaluation mode, no gradients, the configured precision; training mode comes back afterwards."""
-        training = [model for model in self.models if model.training]
+        self._prepare()
+        training = [model for model in self.models if model.training and not self._packed]
         for model in training:
             model.eval()
+        precision = nullcontext() if self._packed else autocast(self.device, self.dtype)
         try:
-            with torch.inference_mode(), autocast(self.device, self.dtype):
+            with torch.inference_mode(), precision:
                 yield
         finally:
+            for each in self._packed:
+                each.products.forget()  # the weights may be others when work begins again
             for model in training:
                 model.train()
 
+    def _prepare(self) -> None:
+        """Packed copies of the models as they are now, where that is possible."""
+        if not all(map(can_be_packed, self.models)):
+            self._packed, self._copies = [], [_joined(self.models)]
+        elif not (self._packed and all(each.fits for each in self._packed)):
+            self._packed, self._copies = [Packed(model, self.dtype) for model in self.models], []
+            self._have_copies(1)
+
+    def _have_copies(self, number: int) -> None:
+        while len(self._copies) < number:
+            self._copies.append(_joined([each.copy() for each in self._packed]))
+
     def search(self, requests: Sequence[Request], config: DecodeConfig) -> list[list[Hypothesis]]:
+        return self._search(self._copies[0], requests, config)
+
+    def search_all(
+        self, batches: Sequence[Sequence[Request]], config: DecodeConfig
+    ) -> list[list[list[Hypothesis]]]:
+        """On a CPU as many batches at a time as torch has threads: none waits for another at each step."""
+        threads = torch.get_num_threads()
+        workers = min(threads, len(batches)) if self._packed else 1
+        if workers < 2:
+            return [self.search(batch, config) for batch in batches]
+        self._have_copies(workers)
+        free: SimpleQueue[NextToken] = SimpleQueue()
+        for model in self._copies[:workers]:
+            free.put(model)
+
+        def work(batch: Sequence[Request]) -> list[list[Hypothesis]]:
+            model = free.get()
+            try:
+                with torch.inference_mode():  # a thread has its own
+                    return self._search(model, batch, config)
+            finally:
+                free.put(model)
+
+        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+        try:
+            return list(pool.map(work, batches))
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # the workers' number is also what new threads begin with
+
+    def _search(
+        self, model: NextToken, requests: Sequence[Request], config: DecodeConfig
+    ) -> list[list[Hypothesis]]:
         source = self._padded([[*request.source, EOS] for request in requests])
         limits, numbers = [request.limits for request in requests], [request.number for request in requests]
-        return SEARCHES[str(config.search)](self.model, source, limits, numbers, config)
+        return SEARCHES[str(config.search)](model, source, limits, numbers, config)
 
     def token_log_probs(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         source = self._padded([[*source, EOS] for source, _ in pairs])
         inputs = self._padded([[BOS, *target] for _, target in pairs])
         outputs = self._padded([[*target, EOS] for _, target in pairs])
-        rows = self.model.token_log_probs(source, inputs, outputs).tolist()
+        rows = self._copies[0].token_log_probs(source, inputs, outputs).tolist()
         return [row[: len(target) + 1] for row, (_, target) in zip(rows, pairs, strict=True)]
 
     def _padded(self, rows: list[list[int]]) -> Tensor:
         longest = max(map(len, rows))
         padded = [row + [PAD] * (longest - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.int64, device=self.device)
+
+
+def _joined(models: Sequence[Transformer]) -> NextToken:
+    members = [ModelNextToken(model) for model in models]
+    return members[0] if len(members) == 1 else Ensemble(members)

@@ -27,7 +27,7 @@ class Continuation(Protocol):
     def step(self, tokens: Tensor) -> Tensor:
         """Append tokens (R,), the first of which are BOS -> log-probabilities (R, V) of what follows.
 
-        The result belongs to the caller, who may write into it.
+        The result belongs to the caller, who may write into it, until the next step.
         """
         ...
 
@@ -85,6 +85,29 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
+# So many logits at a time stay in a processor's cache, and in memory that it need not ask for anew.
+_AT_A_TIME = 1 << 20
+
+
+class _LogProbs:
+    """Hidden (R, D) -> log-probabilities (R, V), in memory that the next call writes again."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        self._kept: Tensor | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        rows, vocabulary = len(hidden), self.model.target_vocab
+        if self._kept is None or len(self._kept) < rows:
+            dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+            self._kept = hidden.new_empty(rows, vocabulary, dtype=dtype)
+        kept = self._kept[:rows]
+        each = max(_AT_A_TIME // vocabulary, 1) if hidden.device.type == "cpu" else max(rows, 1)
+        for part, out in zip(torch.split(hidden, each), torch.split(kept, each), strict=True):
+            torch.log_softmax(self.model.project(part).to(kept.dtype), -1, out=out)
+        return kept
+
+
 class _Cached:
     """Each step decodes one column."""
 
@@ -94,16 +117,17 @@ class _Cached:
         config = model.config
         self.cache = DecoderCache(config.decoder_layers, len(source), source.device, config.attention_window)
         self.row_mask = self.mask
+        self.log_probs = _LogProbs(model)
 
     def step(self, tokens: Tensor) -> Tensor:
         # Memory has a row per sentence: the cache reads it once, and serves rows from then on.
         hidden = self.model.decode(tokens[:, None], self.memory, self.row_mask, self.cache)
-        return _log_softmax(self.model.project(hidden.squeeze(1)))
+        return self.log_probs(hidden.squeeze(1))
 
     def select(self, rows: Tensor) -> None:
         if (kept := self.cache.select(rows)) is not None:
             self.mask, self.memory = self.mask.index_select(0, kept), self.memory.index_select(0, kept)
-        self.row_mask = self.mask.index_select(0, self.cache.sentence)
+        self.row_mask = self.cache.as_attended(self.mask)
 
 
 class _Uncached:

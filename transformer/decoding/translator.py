@@ -95,10 +95,12 @@ class LineTranslator:
         asked = [line for line in lines if line.status != "blank"]
         found: dict[int, list[Hypothesis]] = {}
         with self.engine.working():
-            for batch in self._batches(asked, lambda line: len(line.source)):
-                requests = [Request(line.number, line.source, self._limits(line)) for line in batch]
-                hypotheses = self.engine.search(requests, self.config)
-                found.update(zip((line.number for line in batch), hypotheses, strict=True))
+            batches = [
+                [Request(line.number, line.source, self._limits(line)) for line in batch]
+                for batch in self._batches(asked, lambda line: len(line.source))
+            ]
+            for batch, each in zip(batches, self.engine.search_all(batches, self.config), strict=True):
+                found.update(zip((request.number for request in batch), each, strict=True))
         return [self._translation(line, found.get(line.number, [])) for line in lines]
 
     def _score_chunk(self, chunk: list[tuple[int, str, str]]) -> list[Score]:

@@ -110,6 +110,12 @@ class CTranslate2:
         distinct = [list(dict.fromkeys(map(tuple, found[r.number]))) for r in requests]
         return self._scored(requests, distinct, config)
 
+    def search_all(
+        self, batches: Sequence[Sequence[Request]], config: DecodeConfig
+    ) -> list[list[list[Hypothesis]]]:
+        """One after the other: CTranslate2 has threads of its own."""
+        return [self.search(batch, config) for batch in batches]
+
     def _search(self, requests: Sequence[Request], config: DecodeConfig) -> list[list[list[int]]]:
         """Ids of each sentence's hypotheses, without EOS.
 

@@ -13,6 +13,7 @@ from ..core.special import EOS, PAD
 from ..modules.attention import DecoderCache
 from ..modules.embeddings import POSITIONS, Embedding, UnitEmbedding, row_lengths, unit_rows
 from ..modules.masks import padding_mask
+from ..modules.packed import PackedProducts
 from ..modules.placements import Placement
 from .calibration import calibrate
 from .config import ModelConfig
@@ -47,6 +48,7 @@ class Transformer(nn.Module):
         if config is not None and flags:
             raise ConfigError("Transformer takes a ModelConfig or flags, not both")
         self.config = config = ModelConfig(**flags) if config is None else config
+        self.packed: PackedProducts | None = None  # in a model made for inference
         for side, size in (("source", source_vocab), ("target", target_vocab)):
             if not isinstance(size, int) or size <= EOS:
                 raise ConfigError(f"{side}_vocab is {size!r}: it needs a number above {EOS}, the special ids")
@@ -114,6 +116,8 @@ class Transformer(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden (..., D) -> logits (..., V)."""
+        if self.packed is not None:
+            return self.packed.by(self.output_table, lambda: self.output_weight)(hidden)
         logits = F.linear(hidden, self.output_table)
         if not self.config.fix_norm:
             return logits

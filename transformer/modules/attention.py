@@ -13,6 +13,7 @@ from .branch import Gains, Inner
 from .dropout import Dropout
 from .masks import causal_mask
 from .norms import NormCache, NormFactory
+from .packed import PackedProducts
 from .products import Linear, linear
 from .qk_norm import QKNorms
 
@@ -23,7 +24,8 @@ class Cache(Protocol):
     """Keys and values (B, H, L, K) of one attention module, kept between decoding steps.
 
     Self-attention's cache calls `project` for the new columns and returns old and new together;
-    cross-attention's calls it once, and from then on returns what it kept.
+    cross-attention's calls it once, and from then on returns what it kept: of rows, or of sentences that
+    have equally many rows each, in order.
     """
 
     def extend(self, project: Callable[[], KeysValues]) -> KeysValues: ...
@@ -103,6 +105,7 @@ class MultiHeadAttention(nn.Module):
         self.inner_norm = make_norm() if make_norm and inner.norm else None
         self.head_scale = nn.Parameter(torch.ones(heads)) if inner.head_scale else None
         self.shift = nn.Parameter(torch.zeros(())) if inner.shift else None
+        self.packed: PackedProducts | None = None  # in a model made for inference
 
     def initial_gains(self, gains: Gains) -> list[tuple[nn.Linear, float]]:
         """Each matrix with its gain: a placement's beta scales the path of the values."""
@@ -127,10 +130,12 @@ class MultiHeadAttention(nn.Module):
                 cache, lambda: self._normed(*self._together((self.key, self.value), memory))
             )
         query = query if self.query_norm is None else self.query_norm(query)
+        if len(keys) < len(query):  # rows of one sentence attend together, as columns do
+            query = query.transpose(1, 2).reshape(len(keys), -1, self.heads, query.shape[-1]).transpose(1, 2)
         attended = attend(query, keys, values, mask, causal, self.dropout)  # (B, H, T, K)
         if self.head_scale is not None:
             attended = attended * self.head_scale[:, None, None].to(attended.dtype)
-        joined = attended.transpose(1, 2).flatten(2)  # (B, T, D)
+        joined = attended.transpose(1, 2).reshape(x.shape)  # (B, T, D)
         joined = joined if self.inner_norm is None else self.inner_norm(joined)
         joined = joined if self.shift is None else joined + self.shift.to(joined.dtype)
         return self.output(joined).to(x.dtype)  # type: ignore[no-any-return]
@@ -145,7 +150,9 @@ class MultiHeadAttention(nn.Module):
 
     def _together(self, projections: tuple[nn.Linear, ...], x: Tensor) -> list[Tensor]:
         """Several projections of one input as one product: (B, L, D) -> (B, H, L, K) for each."""
-        if len(projections) == 1:
+        if self.packed is not None:
+            joined = self.packed.of(projections)(x).to(x.dtype)
+        elif len(projections) == 1:
             joined = projections[0](x)
         else:
             weight = torch.cat([p.weight for p in projections])

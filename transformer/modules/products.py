@@ -1,4 +1,4 @@
-"""Matrix products in float32 while training on a CPU.
+"""Matrix products in float32 on a CPU, above all while training.
 
 torch hands them to a library (MKL) that falls back to narrow vector instructions on processors of other
 makers; oneDNN, which torch has aboard, does not, and is about twice as fast there (benchmarks/levers.py).
@@ -42,7 +42,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """X W^T of matrices (rows, in) and (out, in), which may be transposed views; without a gradient."""
     if _is_for_onednn(x, weight):
-        return _onednn(x, weight)
+        return onednn(x, weight)
     return x @ weight.T
 
 
@@ -73,8 +73,9 @@ class _Product(torch.autograd.Function):
         return of_x, of_weight
 
 
-def _onednn(x: Tensor, weight: Tensor) -> Tensor:
-    made: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """X W^T + b by the kernel that `has_onednn` asks for; without a gradient."""
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return made
 
 
@@ -85,6 +86,6 @@ def has_onednn() -> bool:
         return False
     try:
         with torch.no_grad():
-            return bool((_onednn(torch.ones(2, 3), torch.ones(4, 3)) == 3).all())
+            return bool((onednn(torch.ones(2, 3), torch.ones(4, 3)) == 3).all())
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
