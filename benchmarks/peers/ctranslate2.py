@@ -1,7 +1,8 @@
 """CTranslate2: this toolkit's model, exported by `python -m transformer export`, in float32 or int8.
 
 Pre-LN; translation only. The export is verified as ever, then served by CTranslate2 alone: this process has
-neither torch nor the toolkit. It sorts the sentences and cuts them into batches of 64 itself. Sixteen steps.
+neither torch nor the toolkit. It sorts the sentences, cuts them into batches of 64 and translates several at
+a time, one thread each, which is faster than all threads on one batch. Sixteen steps.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def translate(task: Task) -> dict[str, Any]:
     import ctranslate2
 
     translator = ctranslate2.Translator(
-        str(task.model / "served"), device="cpu", inter_threads=1, intra_threads=task.threads
+        str(task.model / "served"), device="cpu", inter_threads=task.threads, intra_threads=1
     )
     sources = pieces(Path(task.data, f"{shapes.TEST_SET}.source"))
 

@@ -146,16 +146,17 @@ def translate(task: Task) -> dict[str, Any]:
     batches = text.test_batches(task.data)
     length = shapes.TARGET_LENGTH
 
-    def search(batch: list[list[int]], beam: int) -> list[tuple[int, ...]]:
+    def search(batches: list[list[list[int]]], beam: int) -> list[tuple[int, ...]]:
         config = DecodeConfig(beam=beam, min_length=length, max_length=length)
-        requests = [Request(i, ids, Limits(length, length)) for i, ids in enumerate(batch)]
+        requests = [[Request(i, ids, Limits(length, length)) for i, ids in enumerate(b)] for b in batches]
         with engine.working():
-            return [best.tokens for (best, *_) in engine.search(requests, config)]
+            found = engine.search_all(requests, config)
+        return [best.tokens for batch in found for (best, *_) in batch]
 
     lengths = [len(ids) + 1 for batch in batches for ids in batch]
     found = translated(
-        lambda beam: [ids for batch in batches for ids in search(batch, beam)],
-        lambda beam: search(batches[0], beam),
+        lambda beam: search(batches, beam),
+        lambda beam: search(batches[:1], beam),
         len(lengths),
     )
     return found if task.variant else {**found, "limits": translation_limits(task, model, lengths)}
