@@ -2,7 +2,8 @@
 
 Pre-LN, all embeddings one matrix. Training is what `python train.py` runs, prefetching, log, probes and
 TensorBoard included; it starts from raw text and an empty cache. `--variant float32` sets the precision of
-training and translation, which is `auto` otherwise: bf16 where the hardware is fast at it. Translations of 16
+training and translation, which is `auto` otherwise: bf16 where the hardware is fast at it. `--variant int8`
+translates with 8-bit products. Translations of 16
 pieces end in an EOS that is computed as well, a seventeenth step.
 """
 
@@ -62,7 +63,7 @@ def configuration(task: Task, directory: Path, updates: int) -> Path:
             "warmup": shapes.WARMUP,
             "label_smoothing": shapes.LABEL_SMOOTHING,
             "batch_tokens": shapes.BATCH_TOKENS,
-            "precision": task.variant or "auto",
+            "precision": "auto" if task.variant == "int8" else task.variant or "auto",
             "threads": task.threads,
             "updates": updates,
             "validate_every": updates,
@@ -142,7 +143,7 @@ def translate(task: Task) -> dict[str, Any]:
     torch.set_num_threads(task.threads)
     keep_freed_memory()
     model = load_run(task.model / "run").model
-    engine = Models([model], "float32" if task.variant else "auto")
+    engine = Models([model], task.variant or "auto")
     batches = text.test_batches(task.data)
     length = shapes.TARGET_LENGTH
 

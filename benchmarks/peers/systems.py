@@ -27,6 +27,7 @@ class System(NamedTuple):
 SYSTEMS = {
     "ours": System("ours", "Pre-LN"),
     "ours-float32": System("ours", "Pre-LN", variant="float32"),
+    "ours-int8": System("ours", "Pre-LN", variant="int8", tasks=("translate",)),
     "plain": System("plain", "Pre-LN"),
     "opennmt": System("opennmt", "Pre-LN", "opennmt"),
     "eole": System("eole", "Pre-LN", "eole"),

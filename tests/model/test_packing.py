@@ -11,13 +11,14 @@ from pairs import usual
 from torch import nn
 
 from transformer import NORMS, PLACEMENTS, Transformer
+from transformer.core.errors import ConfigError
 from transformer.decoding.config import DecodeConfig
 from transformer.decoding.engine import Models, Request
 from transformer.decoding.limits import Limits
 from transformer.model.packing import Packed, can_be_packed
 from transformer.modules import packed
 from transformer.modules.packed import PackedLinear, PackedProducts
-from transformer.modules.precision import Precision
+from transformer.modules.precision import InferencePrecision
 from transformer.modules.products import has_onednn, onednn
 
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="this torch has no such kernel here")
@@ -141,14 +142,20 @@ def load(model: Transformer) -> None:
     model.load_state_dict(rewritten.state_dict())
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
 @pytest.mark.parametrize("change", [rewrite, rewrite_unseen, train, replace, load, Transformer.double])
-def test_translation_follows_the_model(change: Callable[[Transformer], None], precision: Precision) -> None:
+def test_translation_follows_the_model(
+    change: Callable[[Transformer], None], precision: InferencePrecision
+) -> None:
     plain = model()
     engine = Models([plain], precision)
     before = found(engine)
     assert found(engine) == before
     change(plain)
+    if precision == "int8" and change is Transformer.double:
+        with pytest.raises(ConfigError, match="int8 needs float32 weights"):
+            found(engine)
+        return
     after = found(engine)
     assert after != before
     assert after == found(Models([copy.deepcopy(plain)], precision))

@@ -45,7 +45,7 @@ FLAGS = {
     "--min-length": ("decode.min_length", "fewest subwords"),
     "--max-length": ("decode.max_length", "most subwords"),
     "--batch-tokens": ("decode.batch_tokens", "size of a batch"),
-    "--precision": ("decode.precision", "float32, bf16 or auto"),
+    "--precision": ("decode.precision", "float32, bf16, int8 or auto"),
     "--seed": ("decode.seed", "of sampling"),
 }
 DESCRIPTION = """\

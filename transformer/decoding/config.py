@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, TypeAlias
 
 from pydantic import Field
 from torch import Tensor
@@ -21,6 +21,7 @@ from ..core.configuration import (
 from ..core.errors import Problem
 from ..core.registry import Registry
 from ..core.seeding import derive_seed
+from ..modules.precision import InferencePrecision
 from .beam import beam_search
 from .hypothesis import Hypothesis
 from .limits import Limits
@@ -81,8 +82,8 @@ class DecodeConfig(Section):
     chunk_lines: Count = Field(
         default=2000, description="lines read ahead and sorted by length; 1 answers each line at once"
     )
-    precision: Literal["auto", "float32", "bf16"] = Field(
-        default="float32", description="number format of matrix products"
+    precision: InferencePrecision = Field(
+        default="float32", description="number format of matrix products; int8 on a CPU only"
     )
 
     def conflicts(self) -> Iterator[Problem]:

@@ -17,11 +17,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..core.errors import ConfigError, Problem
 from ..core.special import BOS, EOS, PAD
 from ..model.packing import Packed, can_be_packed
 from ..model.transformer import Transformer
 from ..modules.embeddings import POSITIONS
-from ..modules.precision import Precision, autocast, resolve_precision
+from ..modules.int8 import has_int8
+from ..modules.precision import InferencePrecision, autocast, resolve_precision
 from .config import SEARCHES, DecodeConfig
 from .hypothesis import Hypothesis
 from .limits import Limits
@@ -68,13 +70,17 @@ class Models:
     """One Transformer, or an ensemble, as an engine."""
 
     def __init__(
-        self, models: Sequence[Transformer], precision: Precision, device: torch.device | str | None = None
+        self,
+        models: Sequence[Transformer],
+        precision: InferencePrecision,
+        device: torch.device | str | None = None,
     ) -> None:
         self.models = list(models)
         self.device = torch.device(device) if device is not None else models[0].output_weight.device
         for model in models:
             model.to(self.device)
         self.dtype = resolve_precision(precision, self.device)
+        self._require_int8()
         self._packed: list[Packed] = []  # of each model; none where kernels or number format are missing
         self._copies = [_joined(self.models)]  # one for each batch at a time
 
@@ -102,11 +108,20 @@ class Models:
 
     def _prepare(self) -> None:
         """Packed copies of the models as they are now, where that is possible."""
+        self._require_int8()
         if not all(map(can_be_packed, self.models)):
             self._packed, self._copies = [], [_joined(self.models)]
         elif not (self._packed and all(each.fits for each in self._packed)):
             self._packed, self._copies = [Packed(model, self.dtype) for model in self.models], []
             self._have_copies(1)
+
+    def _require_int8(self) -> None:
+        """ConfigError for 8-bit products that cannot be had, rather than others in their place."""
+        if self.dtype != torch.int8 or (all(map(can_be_packed, self.models)) and has_int8()):
+            return
+        message = "int8 needs float32 weights on a CPU for which torch has exact 8-bit products"
+        hint = "use auto, bf16 or float32"
+        raise ConfigError([Problem("decode.precision", message, hint=hint)])
 
     def _have_copies(self, number: int) -> None:
         while len(self._copies) < number:

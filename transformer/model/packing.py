@@ -23,8 +23,8 @@ def can_be_packed(model: Transformer) -> bool:
 class Packed:
     """Copies of a model, in evaluation mode, that share its parameters and buffers and one set of products.
 
-    Matrix products are computed in `dtype`, float32 or bf16; stream, norms and attention are float32. Each
-    thread needs a copy of its own: norms over tokens keep a pass's state in the model.
+    Matrix products are computed in `dtype`, float32, bf16 or int8; stream, norms and attention are float32.
+    Each thread needs a copy of its own: norms over tokens keep a pass's state in the model.
     """
 
     def __init__(self, model: Transformer, dtype: torch.dtype) -> None:

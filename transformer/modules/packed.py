@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .int8 import int8_product
 from .products import onednn
 
 Product = Callable[[Tensor], Tensor]  # (..., in) -> (..., out)
@@ -24,7 +25,7 @@ _LARGE = 1 << 20
 
 
 class PackedProducts:
-    """The products of one model in `dtype`, float32 or bf16, each made when it is first asked for.
+    """The products of one model in `dtype`, float32, bf16 or int8, each made when it is first asked for.
 
     They hold the weights as those are then, until `forget`.
     """
@@ -73,6 +74,8 @@ def _joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
 
 def _product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Product:
     """The product with W (out, in) and b."""
+    if dtype == torch.int8:
+        return int8_product(weight, bias)
     weight = weight.detach().to(dtype).contiguous()
     bias = None if bias is None else bias.detach().to(dtype)
     if dtype != torch.float32:

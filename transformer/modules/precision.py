@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 Precision = Literal["auto", "float32", "bf16"]
+InferencePrecision = Literal["auto", "float32", "bf16", "int8"]
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -23,8 +24,10 @@ def fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+def resolve_precision(precision: InferencePrecision, device: torch.device) -> torch.dtype:
     """`auto` -> bfloat16 where the hardware is fast at it, else float32."""
+    if precision == "int8":
+        return torch.int8
     if precision == "bf16" or (precision == "auto" and fast_bf16(device)):
         return torch.bfloat16
     return torch.float32

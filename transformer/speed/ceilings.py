@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..modules.products import multiply
@@ -37,7 +38,7 @@ def measure_ceilings(device: torch.device, dtypes: Sequence[torch.dtype], second
         for rows, inner, columns in _SHAPES[device.type]:
             one = torch.randn(rows, inner, device=device).to(dtype)
             other = torch.randn(columns, inner, device=device).to(dtype)
-            for product in (F.linear, multiply) if dtype == torch.float32 else (F.linear,):
+            for product in _products(dtype):
                 took = fastest(partial(product, one, other), device, seconds)
                 rates.append(2 * rows * inner * columns / took)
         products[name_of(dtype)] = max(rates)
@@ -45,6 +46,12 @@ def measure_ceilings(device: torch.device, dtypes: Sequence[torch.dtype], second
     here = torch.zeros_like(there)
     took = fastest(lambda: there.copy_(here), device, seconds)
     return Ceilings(products, 2 * there.numel() / took)
+
+
+def _products(dtype: torch.dtype) -> Sequence[Callable[[Tensor, Tensor], Tensor]]:
+    if dtype == torch.int8:
+        return [lambda one, other: torch._int_mm(one, other.T)]
+    return [F.linear, multiply] if dtype == torch.float32 else [F.linear]
 
 
 def name_of(dtype: torch.dtype) -> str:

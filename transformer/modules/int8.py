@@ -1,0 +1,54 @@
+"""Matrix products in 8-bit integers, for inference on a CPU.
+
+Each row of x and each row of W is rounded to whole numbers from -127 to 127, its largest magnitude being 127;
+products and sums of those are exact integers, which the two rows' scales make numbers again. A row's result
+depends on no other row. Source: Dettmers et al. 2022, arXiv 2208.07339, section 2.1 (vector-wise scales).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_LARGEST = 127
+_TERMS = (2**31 - 1) // _LARGEST**2  # of a sum that fits into 32 bits whatever the numbers
+
+
+def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Of W (out, in) and b (out), as they are now: X (..., in) -> X W^T + b (..., out) in float32.
+
+    Not finite where a row of x is not.
+    """
+    assert weight.shape[1] <= _TERMS, "a sum of so many terms may not fit into 32 bits"
+    whole, of_columns = rounded(weight.detach())
+    transposed, of_columns = whole.T, of_columns.squeeze(1)
+
+    def product(x: Tensor) -> Tensor:
+        rows, of_rows = rounded(x.reshape(-1, x.shape[-1]))
+        made = torch._int_mm(rows, transposed).float().mul_(of_rows).mul_(of_columns)
+        if bias is not None:
+            made += bias.detach()
+        return made.view(*x.shape[:-1], len(whole))
+
+    return product
+
+
+def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """X (R, N) -> int8 (R, N) and the scales (R, 1) that they are to be multiplied by."""
+    tiny = torch.finfo(torch.float32).tiny
+    scales = x.abs().amax(-1, keepdim=True).clamp_min_(tiny * _LARGEST).div_(_LARGEST)
+    return (x / scales).round_().to(torch.int8), scales
+
+
+@cache
+def has_int8() -> bool:
+    """Has this torch an exact product of 8-bit integers here? Asked by the largest numbers there are."""
+    ones = torch.full((32, 96), _LARGEST, dtype=torch.int8)
+    try:
+        made = torch._int_mm(ones, -ones.T)
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return bool((made == -96 * _LARGEST**2).all())
