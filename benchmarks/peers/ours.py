@@ -3,8 +3,8 @@
 Pre-LN, all embeddings one matrix. Training is what `python train.py` runs, prefetching, log, probes and
 TensorBoard included; it starts from raw text and an empty cache. `--variant float32` sets the precision of
 training and translation, which is `auto` otherwise: bf16 where the hardware is fast at it. `--variant int8`
-translates with 8-bit products. Translations of 16
-pieces end in an EOS that is computed as well, a seventeenth step.
+translates with 8-bit products. Translations of 16 pieces end in an EOS that is computed as well, a
+seventeenth step.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from ..evaluation.metrics import corpus_metrics
 from ..export.directory import open_export
 from ..export.engine import cannot
 from ..export.manifest import MANIFEST, read_manifest
+from ..training.memory import keep_freed_memory
 from .command import EXIT_CODES, Parser, command, whole_number
 from .config import Config
 from .describe import options_text
@@ -87,6 +88,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _ours(arguments: argparse.Namespace, config: DecodeConfig) -> LineTranslator:
     """The models of the runs."""
+    keep_freed_memory()
     for directory in arguments.run:
         weightless = not weights_file(directory, arguments.checkpoint).exists()
         if weightless and (directory / MANIFEST).is_file():
