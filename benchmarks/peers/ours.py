@@ -24,6 +24,7 @@ from transformer.decoding.config import DecodeConfig
 from transformer.decoding.engine import Models, Request
 from transformer.decoding.limits import Limits
 from transformer.model.cost import cost_of
+from transformer.modules.precision import InferencePrecision
 from transformer.speed.ceilings import measure_ceilings, name_of
 from transformer.speed.work import training_work, translation_work
 from transformer.training.memory import keep_freed_memory
@@ -34,6 +35,7 @@ from .meter import Meter, Task, adapter, translated
 from .preparation import data_config
 
 CPU = torch.device("cpu")
+PRECISIONS: dict[str, InferencePrecision] = {"": "auto", "float32": "float32", "int8": "int8"}
 FORMATS = torch.float32, torch.bfloat16
 
 
@@ -143,7 +145,7 @@ def translate(task: Task) -> dict[str, Any]:
     torch.set_num_threads(task.threads)
     keep_freed_memory()
     model = load_run(task.model / "run").model
-    engine = Models([model], task.variant or "auto")
+    engine = Models([model], PRECISIONS[task.variant])
     batches = text.test_batches(task.data)
     length = shapes.TARGET_LENGTH
 

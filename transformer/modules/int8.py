@@ -28,9 +28,11 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tens
 
     def product(x: Tensor) -> Tensor:
         rows, of_rows = rounded(x.reshape(-1, x.shape[-1]))
-        made = torch._int_mm(rows, transposed).float().mul_(of_rows).mul_(of_columns)
-        if bias is not None:
-            made += bias.detach()
+        made = torch._int_mm(rows, transposed).float().mul_(of_rows)
+        if bias is None:
+            made *= of_columns
+        else:
+            torch.addcmul(bias.detach(), made, of_columns, out=made)
         return made.view(*x.shape[:-1], len(whole))
 
     return product
