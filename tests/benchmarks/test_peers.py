@@ -113,7 +113,7 @@ def test_what_is_not_known_is_refused(words: list[str], capsys: pytest.CaptureFi
 
 def test_by_default_everything_is_measured() -> None:
     arguments = driver().parser().parse_args([])
-    assert arguments.systems[:3] == ["ours", "ours-float32", "plain"]
+    assert arguments.systems[:4] == ["ours", "ours-float32", "ours-int8", "plain"]
     assert (arguments.shapes, arguments.tasks) == (["small", "large"], ["train", "translate"])
 
 

@@ -114,6 +114,23 @@ def test_dropout_has_no_pattern_between_neighbours() -> None:
     torch.testing.assert_close(codes, torch.full((16,), 1 / 16), atol=0.005, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("p", [1e-9, 1 / 65536, 0.1, 0.75, 1 - 1e-9])
+def test_dropout_keeps_what_its_sixteen_bits_say(p: float, dtype: torch.dtype) -> None:
+    """The same draws, compared one by one in whole numbers: those below p 65536 are dropped."""
+    x = torch.randn(4_001, dtype=dtype, requires_grad=True)
+    torch.manual_seed(5)
+    y = Dropout(p)(x)
+    torch.manual_seed(5)
+    bits = torch.empty(1_001, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:4_001].int()
+    levels = min(round(p * 65536), 65535)
+    keep = bits + 32768 >= levels
+    scale = 65536 / (65536 - levels)
+    assert torch.equal(y, torch.where(keep, x, 0) * scale)
+    (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert torch.equal(gradient, keep.to(dtype) * scale)
+
+
 def test_precision_follows_the_request_or_the_hardware() -> None:
     cpu = torch.device("cpu")
     assert resolve_precision("float32", cpu) == torch.float32

@@ -17,21 +17,26 @@ _LEVELS = 1 << 16
 
 
 class _Drop(torch.autograd.Function):
-    """keep * x / (1 - p): the mask (one byte an element) is all that backward keeps."""
+    """keep * x / (1 - p): the mask (one byte an element) is all that backward keeps.
+
+    The mask is 0 and 1 in whole numbers, by clamping and subtracting: torch compares, and converts from bool,
+    an element at a time on a CPU, which takes several times as long.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, levels: int) -> Tensor:
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
         bits = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
-        keep = bits >= levels - _LEVELS // 2
-        ctx.save_for_backward(keep)
+        least = levels - _LEVELS // 2  # the least that is kept
+        keep = bits.clamp_(least - 1, least).sub_(least - 1) if levels else torch.ones_like(bits)
+        ctx.save_for_backward(keep.to(torch.uint8))
         ctx.scale = _LEVELS / (_LEVELS - levels)
-        return (x * keep).mul_(ctx.scale)
+        return keep.to(x.dtype).mul_(x).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return (gradient * keep).mul_(ctx.scale), None
+        return keep.to(gradient.dtype).mul_(gradient).mul_(ctx.scale), None
 
 
 class Dropout(nn.Module):
