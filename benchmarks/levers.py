@@ -127,6 +127,7 @@ def trainer_of(shape: str, folder: Path, base: Path, threads: int, precision: st
         "model.dropout=0.1",
         f"train.batch_tokens={256 if shape == 'tiny' else 4096}",
         "train.warmup=100",
+        f"train.precision={precision}",
     ]
     config = load(Config, base, chosen)
     data = prepare(config.data, folder, config.seed, say)
