@@ -18,6 +18,12 @@ def trainer(tmp_path: Path) -> object:
     return LEVERS["trainer_of"]("tiny", tmp_path, ROOT / "configs" / "demo.yaml", 1)
 
 
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_the_training_has_the_precision_that_was_asked_for(precision: str, tmp_path: Path) -> None:
+    trainer = LEVERS["trainer_of"]("tiny", tmp_path, ROOT / "configs" / "demo.yaml", 1, precision)
+    assert trainer.config.precision == precision
+
+
 def test_every_lever_is_measured(trainer: object) -> None:
     rows = [LEVERS["row"](*found) for found in LEVERS["measure"](trainer, updates=1, rounds=1)]
     assert len(rows) == len(LEVERS["LEVERS"])  # one more, and one that does nothing in bf16
