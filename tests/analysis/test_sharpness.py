@@ -28,9 +28,9 @@ from transformer.analysis.sharpness import Sharpness, check_fold, moments_of
 from transformer.analysis.steps import descend
 from transformer.core.errors import CheckpointError, ConfigError
 from transformer.model.config import ModelConfig
-from transformer.training.checkpoint import save_training
 from transformer.training.config import TrainConfig
 from transformer.training.optimizers import make_optimizer
+from transformer.training.states import save_training
 
 TINY = {"d_model": 4, "heads": 2, "d_ff": 4, "encoder_layers": 1, "decoder_layers": 1}
 

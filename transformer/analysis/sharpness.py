@@ -20,9 +20,9 @@ from ..core.errors import CheckpointError, ConfigError
 from ..core.seeding import derive_seed
 from ..core.signature import Doc
 from ..model.transformer import Transformer
-from ..training.checkpoint import STATE
 from ..training.config import TrainConfig
 from ..training.optimizers import make_optimizer
+from ..training.states import STATE
 from .curvature import Eigenvalue, adam_scale, hessian_product, largest_rate, scaled, top_eigenvalue
 from .finding import COLOURS, MARKERS, Finding, of_seeds
 from .registry import PROBES, Probe, Say

@@ -9,6 +9,7 @@ from ..core.configuration import Section
 from ..core.errors import CheckpointError, ConfigError, Problem
 from ..core.loading import Override, load
 from ..core.rundir import CONFIG_FILE
+from ..core.seal import broken
 from ..training import config as training
 from .config import Config, default_run_dir
 
@@ -29,6 +30,11 @@ def new_config(file: str, overrides: Overrides) -> Config:
 def resumed_config(run: Path, overrides: Overrides) -> Config:
     """The configuration of a run that goes on: its own, with other limits. ConfigError for other changes."""
     file = config_file_of(run)
+    if broken(file.read_text(encoding="utf-8", errors="surrogateescape")):
+        raise CheckpointError(
+            f"{file}: damaged or edited after it was written; put back a copy, or take out its first line if"
+            " what it says is what you want (what may change when a run goes on is given with --set)"
+        )
     written = load(Config, file)
     config = load(Config, file, overrides)
     horizon = written.train.depends_on_end
@@ -62,7 +68,10 @@ def config_file_of(run: Path) -> Path:
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such run directory; train one with train.py")
     if not file.is_file():
-        raise CheckpointError(f"{run}: not a run directory nor a whole export: it holds no {CONFIG_FILE}")
+        raise CheckpointError(
+            f"{run}: not a run directory nor a whole export: it holds no {CONFIG_FILE}; put back a copy of it"
+            " or, where a start was killed before it had written one, start again"
+        )
     return file
 
 

@@ -12,6 +12,7 @@ from ..core.rundir import (
     CHECKPOINTS,
     CONFIG_FILE,
     DATA_REPORT,
+    LOCK,
     LOG,
     METRICS,
     RESULT,
@@ -37,10 +38,9 @@ def room(run_dir: Path, overwrite: bool) -> Iterator[None]:
     """A context in which a new run may be laid out in `run_dir`; `settle` says that it has begun.
 
     ConfigError when the directory holds a run and not `overwrite`, or anything that no run writes. A run that
-    is to be overwritten is put aside, and put back when an exception comes before `settle`.
+    is to be overwritten is put aside, and put back when an exception comes before `settle`. The lock of the
+    process that asks stays where it is.
     """
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"{run_dir} is a file; choose another --run-dir")
     try:
         if run_dir.is_dir():
             _restore(run_dir)  # what a start that was killed had put aside
@@ -60,7 +60,7 @@ def settle(run_dir: Path) -> None:
 
 def _make_room(run_dir: Path, overwrite: bool) -> None:
     shutil.rmtree(run_dir / DISCARDED, ignore_errors=True)
-    held = {path.name for path in run_dir.iterdir()}
+    held = {path.name for path in run_dir.iterdir()} - {LOCK}
     foreign = sorted(name for name in held if not _ours(name))
     if CONFIG_FILE in held and not overwrite:
         raise ConfigError(
@@ -68,7 +68,8 @@ def _make_room(run_dir: Path, overwrite: bool) -> None:
             " or give --overwrite to delete it and start again"
         )
     if CONFIG_FILE not in held:
-        foreign = sorted(held - PREPARED if _began(run_dir) else held)
+        ours = {name for name in held if name in PREPARED or _half(name)} if _began(run_dir) else set()
+        foreign = sorted(held - ours)
     if foreign:
         raise ConfigError(
             f"{run_dir} holds other things ({', '.join(foreign[:4])}); choose another --run-dir"
@@ -101,8 +102,13 @@ def _delete(run_dir: Path) -> None:
 
 
 def _ours(name: str) -> bool:
-    """Whether a run writes this; PARTIAL is what a write that was killed leaves."""
-    return name in WRITTEN or (name.endswith(PARTIAL) and name.startswith(tuple(WRITTEN)))
+    """Whether a run writes this."""
+    return name in WRITTEN or _half(name)
+
+
+def _half(name: str) -> bool:
+    """Is it what a write of ours that was killed leaves?"""
+    return name.endswith(PARTIAL) and name.startswith(tuple(WRITTEN))
 
 
 def _began(run_dir: Path) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..core.errors import CheckpointError, ConfigError
-from ..core.rundir import CHECKPOINTS, RESULT, TOKENIZERS, WEIGHTS
+from ..core.rundir import CHECKPOINTS, CONFIG_FILE, RESULT, TOKENIZERS, WEIGHTS
 from ..data.tokenizer import Tokenizer, load_tokenizers
 from ..model.transformer import Transformer
 from ..training.checkpoint import load_model_weights
@@ -42,7 +43,34 @@ def load_run(directory: Path, checkpoint: str | None = None, device: torch.devic
     if checkpoint is None and not file.exists() and (directory / RESULT).exists():
         raise CheckpointError(f"{file}: no such file; {how_it_ended(directory)}")
     header = load_model_weights(file, model)
+    require_made_with(header, config, source, target, file)
     return Run(directory, config, model.to(device).eval(), source, target, header)
+
+
+def made_with(config: Config, source: Tokenizer, target: Tokenizer) -> dict[str, str]:
+    """What weights mean nothing without, for the header of their file: the `model` section and the pieces."""
+    return {"model": config.model.model_dump_json(), "pieces": f"{source.digest} {target.digest}"}
+
+
+def require_made_with(
+    header: Mapping[str, str], config: Config, source: Tokenizer, target: Tokenizer, file: Path
+) -> None:
+    """CheckpointError if configuration or tokenizers are others than the weights were trained with.
+
+    Options that one of two versions does not know are not compared.
+    """
+    now = made_with(config, source, target)
+    before, here = json.loads(header.get("model", "{}")), json.loads(now["model"])
+    changed = [
+        f"model.{name} = {before[name]}" for name in here if before.get(name, here[name]) != here[name]
+    ]
+    if header.get("pieces", now["pieces"]) != now["pieces"]:
+        changed.append("other subwords than the tokenizer's")
+    if changed:
+        raise CheckpointError(
+            f"{file}: trained with {', '.join(changed)}; {CONFIG_FILE} or {TOKENIZERS} of the run was edited"
+            " or damaged: put back a copy"
+        )
 
 
 def load_ensemble(

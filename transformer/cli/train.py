@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -16,6 +16,7 @@ from ..core.errors import ConfigError
 from ..core.loading import to_yaml
 from ..core.plans import shown
 from ..core.rundir import CHECKPOINTS, CONFIG_FILE, DATA_REPORT, RESULT, TESTS, WEIGHTS
+from ..core.seal import sealed
 from ..data.batching import BatchStream
 from ..data.dataset import Prepared, prepare, read_parallel
 from ..decoding.translator import Translator
@@ -28,11 +29,12 @@ from ..training.trainer import Trainer
 from .command import EXIT_CODES, INTERRUPTED, MODEL_FLAGS, Parser, command
 from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
+from .hold import held
 from .lines import say
 from .resolve import CHANGEABLE, new_config, resumed_config
 from .result import commit, describe_result, how_it_ended, versions, write_result
 from .room import FIRST_WORDS, room, settle
-from .runs import pick_device
+from .runs import made_with, pick_device
 
 EXIT = {"completed": 0, "diverged": 3, "interrupted": INTERRUPTED}
 PREFETCH = 4  # batches made ahead of the trainer
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.check:
         return _check(config, resume)
     run_dir = Path(str(config.run_dir))
-    with nullcontext() if resume else room(run_dir, arguments.overwrite):
+    with held(run_dir), nullcontext() if resume else room(run_dir, arguments.overwrite):
         return train(config, run_dir, device, resume, [*parser.prog.split(), *argv])
 
 
@@ -78,14 +80,14 @@ def train(
         f"{model.parameter_count():,} parameters, placement {shown(config.model.placement)}, on {device}"
     )
     trainer = wire(config, run_dir, data, model.to(device), logbook)
-    if resume and ((run_dir / CHECKPOINTS).exists() or (run_dir / WEIGHTS).exists()):
+    if resume and _has_begun(run_dir, trainer):
         trainer.resume()
     else:
         if resume:
             logbook.say(f"{how_it_ended(run_dir)}, and nothing was saved: beginning again with update 1")
         calibrate(config, data, model, device, logbook)
     _write_text(run_dir / DATA_REPORT, json.dumps(data.report.as_dict(), indent=2, ensure_ascii=False) + "\n")
-    _write_text(run_dir / CONFIG_FILE, to_yaml(config))
+    _write_text(run_dir / CONFIG_FILE, sealed(to_yaml(config)))
     settle(run_dir)
     (run_dir / RESULT).unlink(missing_ok=True)  # an earlier end's; until this one comes there is none
     outcome = trainer.fit()
@@ -101,6 +103,13 @@ def train(
             logbook.say(f"{name}: BLEU {scores['bleu']:.2f}  chrF2 {scores['chrf']:.2f}")
             logbook.say(f"{name}: {scores['signature']['bleu']}")
     return EXIT[outcome.status]
+
+
+def _has_begun(run_dir: Path, trainer: Trainer) -> bool:
+    """Is there something that beginning again would lose?"""
+    if not ((run_dir / CHECKPOINTS).exists() or (run_dir / WEIGHTS).exists()):
+        return False
+    return (run_dir / RESULT).exists() or not trainer.shelf.saved_nothing()
 
 
 def calibrate(
@@ -135,10 +144,30 @@ def wire(config: Config, run_dir: Path, data: Prepared, model: Transformer, logb
         seed=config.seed,
         unigram_loss=data.train.unigram_entropy(),
         samples=validator.sample_text,
-        metadata={"commit": commit() or "unknown", "torch": versions()["torch"], "seed": str(config.seed)},
+        metadata={
+            "commit": commit() or "unknown",
+            "torch": versions()["torch"],
+            "seed": str(config.seed),
+            **made_with(config, data.source_tokenizer, data.target_tokenizer),
+        },
         logbook=logbook,
-        fixed={**data.digests, **config.model.resolved_options()},  # should a default change, a run does not
+        fixed=_fixed(config, data),
     )
+
+
+def _fixed(config: Config, data: Prepared) -> dict[str, Any]:
+    """What a resumed run must have in common with the run it goes on with, beside `train` and `model`.
+
+    Where the text lies does not count, what it says does. Should a default change, a run does not.
+    """
+    places = {"train", "valid", "test", "cache"}
+    sections = {"data": config.data.model_dump(mode="json", exclude=places)}
+    sections |= {"decode": config.decode.model_dump(mode="json")}
+    options = {
+        f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()
+    }
+    pieces = {"source pieces": data.source_tokenizer.digest, "target pieces": data.target_tokenizer.digest}
+    return {**options, **data.digests, **pieces, **config.model.resolved_options()}
 
 
 def _pairs(config: Config, prefix: str, split: Literal["valid", "test"]) -> list[tuple[str, str]]:

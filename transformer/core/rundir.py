@@ -9,4 +9,5 @@ TOKENIZERS = "tokenizer"
 WEIGHTS = "model.safetensors"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+LOCK = "run.lock"  # there while a process trains
 TESTS = "tests"  # NAME.hyp and NAME.ref of each test set, a sentence a line

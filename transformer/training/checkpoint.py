@@ -1,20 +1,17 @@
-"""Weights and training state on disk: written whole or not at all, read without running anything.
+"""Weights on disk: written whole or not at all, read without running anything, known by their checksum.
 
-Weights are safetensors with a header of strings; tied tensors are stored once. The trainer's state is a torch
-file read with `weights_only=True`. Every write goes to a temporary name, is flushed to the disk and then
-renamed, so a crash or a full disk leaves what was there before.
+Weights are safetensors with a header of strings, which holds the SHA-256 of all the rest; tied tensors are
+stored once. Every write goes to a temporary name, is flushed to the disk and then renamed, so a crash or a
+full disk leaves what was there before. What else a training is made of: states.py.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import pickle
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,9 +20,11 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
 from ..core.rundir import CHECKPOINTS, WEIGHTS
+from .fingerprint import tensor_digest
 
 TIED = "tied"
-STATE = "trainer.pt"
+CHECKSUM = "sha256"
+PARTIAL = ".partial"  # the ending of a file that is being written
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -41,23 +40,36 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             first[place] = name
             kept[name] = tensor.detach().contiguous().cpu()
     header = {**metadata, TIED: json.dumps(tied)}
+    header[CHECKSUM] = _checksum(kept, header)
     write_atomically(path, lambda temporary: save_file(kept, temporary, header))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors on the CPU, tied names sharing one, and the header. CheckpointError names file and remedy."""
+    """Tensors on the CPU, tied names sharing one, and the header. CheckpointError names file and remedy.
+
+    The checksum is verified; a file of an older version, or of another program, has none.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        written = metadata.pop(CHECKSUM, None)
+        if written is not None and written != _checksum(tensors, metadata):
+            raise ValueError("damaged: its checksum is not that of its content")
         tied = json.loads(metadata.pop(TIED, "{}"))
         return tensors | {name: tensors[kept] for name, kept in tied.items()}, metadata
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file{_others(path)}") from None
+        raise CheckpointError(f"{path}: no such file{others(path)}") from None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: cut short or not a weights file ({error}); it cannot be used{_others(path)}"
+            f"{path}: cut short or not a weights file ({error}); it cannot be used{others(path)}"
         ) from error
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """SHA-256 of names, types, shapes and bytes of all tensors, and of the header."""
+    lines = [f"{name} {tensor_digest(tensor)}" for name, tensor in sorted(tensors.items())]
+    return hashlib.sha256("\n".join([*lines, json.dumps(dict(header), sort_keys=True)]).encode()).hexdigest()
 
 
 def load_model_weights(path: Path, model: nn.Module) -> dict[str, str]:
@@ -122,77 +134,9 @@ def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t for n, t in tensors.items() if not (id(t) in seen or seen.add(id(t)))}  # type: ignore[func-returns-value]
 
 
-def save_training(
-    directory: Path, weights: Mapping[str, Tensor], state: Mapping[str, Any], update: int
-) -> None:
-    """Replace `directory` by weights and trainer state of one update.
-
-    The new directory is complete on disk before the old one moves, and the old one is deleted last: after a
-    crash at any point, `load_training` finds one that is whole.
-    """
-    new, old = _beside(directory, ".new"), _beside(directory, ".old")
-    _finish_exchange(directory)
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    write_weights(new / WEIGHTS, weights, {"update": str(update)})
-    write_atomically(new / STATE, lambda temporary: torch.save({"update": update, **state}, temporary))
-    if directory.exists():
-        directory.rename(old)
-    new.rename(directory)
-    _sync_directory(directory.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def load_training(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights, state) as `save_training` wrote them, or CheckpointError."""
-    _finish_exchange(directory)
-    path = directory / STATE
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; there is nothing to resume{_others(path)}") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path}: cut short or damaged ({reason}); it cannot be resumed{_others(path)}"
-        ) from error
-    if not isinstance(state, dict) or "update" not in state:
-        raise CheckpointError(f"{path}: not a trainer state of this toolkit{_others(path)}")
-    weights, metadata = read_weights(directory / WEIGHTS)
-    if metadata.get("update") != str(state["update"]):
-        raise CheckpointError(
-            f"{directory}: {WEIGHTS} is of update {metadata.get('update')}, {STATE} of {state['update']};"
-            f" the two were not saved together{_others(path)}"
-        )
-    return weights, state
-
-
-@contextmanager
-def intact(directory: Path) -> Iterator[None]:
-    """A context in which a trainer takes its state from `directory`; CheckpointError if some is missing."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        path = directory / STATE
-        raise CheckpointError(f"{path}: not a whole trainer state ({error!r}){_others(path)}") from error
-
-
-def require_same(before: Mapping[str, Any], now: Mapping[str, Any], source: Path) -> None:
-    """CheckpointError for the first thing that a resumed run may not change and did.
-
-    What an older version did not write down is not compared.
-    """
-    for name, value in now.items():
-        if name in before and before[name] != value:
-            raise CheckpointError(
-                f"{source}: written with {name} = {_brief(before[name])}, now it is {_brief(value)};"
-                " a run can only go on with what it was started with"
-            )
-
-
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary name beside `path`, flush it, rename. An old file survives failure."""
-    temporary = _beside(path, f".{os.getpid()}.partial")
+    temporary = beside(path, f".{os.getpid()}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -207,22 +151,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if temporary.exists():
             temporary.unlink()
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def beside(path: Path, suffix: str) -> Path:
+    """`path` with a longer name."""
     return path.with_name(path.name + suffix)
 
 
-def _finish_exchange(directory: Path) -> None:
-    """Complete a replacement cut short between its two renames: `.old` exists only once `.new` is whole."""
-    new, old = _beside(directory, ".new"), _beside(directory, ".old")
-    if not directory.exists() and old.exists():
-        (new if new.exists() else old).rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make a rename last. Windows cannot open directories, and needs none of this."""
     if os.name == "posix":
         descriptor = os.open(directory, os.O_RDONLY)
@@ -232,13 +169,8 @@ def _sync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 64 else f"{text[:12]}..."
-
-
-def _others(path: Path) -> str:
-    """What else of the run could be used instead, newest first: never chosen silently."""
+def others(path: Path) -> str:
+    """Other weights of the run, newest first, as the end of a message: they are never chosen silently."""
     run = next((p.parent for p in path.parents if p.name == CHECKPOINTS), path.parent)
     found = [
         run / WEIGHTS,

@@ -179,6 +179,11 @@ class TrainConfig(Section):
         values = self.model_dump(mode="json", exclude=set(CHANGEABLE))
         return {f"train.{name}": value for name, value in values.items()}
 
+    def changeable(self) -> dict[str, object]:
+        """The values of `CHANGEABLE`."""
+        values = self.model_dump(mode="json", include=set(CHANGEABLE))
+        return {f"train.{name}": value for name, value in values.items()}
+
     def unused_options(self) -> list[str]:
         """Options that differ from their default and that the chosen schedule or optimizer does not read."""
         optimizer, schedule = OPTIMIZERS[self.optimizer], SCHEDULES[self.schedule]

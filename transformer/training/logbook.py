@@ -9,11 +9,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ..core.errors import CheckpointError
 from ..core.rundir import LOG, METRICS, TENSORBOARD
 from .monitor import Reading
 
@@ -62,13 +65,17 @@ class Logbook:
         if self.bar is not None:
             self._show(self.bar.close)
             self.bar = None
-        if self.events is not None:
-            self.events.close()
+        if (events := self.events) is not None:
+            self._draw(lambda _: events.close())
             self.events = None
 
     def position(self) -> int:
-        """Bytes of metrics.jsonl so far."""
-        return self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+        """Bytes of metrics.jsonl so far, which are on the disk afterwards."""
+        if not self.metrics_path.exists():
+            return 0
+        with open(self.metrics_path, "rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
 
     def say(self, text: str) -> None:
         """A line for people: log.txt and console."""
@@ -84,8 +91,18 @@ class Logbook:
             self._show(lambda: bar.update(update - bar.n))
 
     def _write(self, text: str) -> None:
-        with open(self.run_dir / LOG, "a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        append(self.run_dir / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    def _draw(self, write: Callable[[SummaryWriter], object]) -> None:
+        """Write to TensorBoard's events. Once they cannot be written the run goes on without them."""
+        if self.events is None:
+            return
+        try:
+            write(self.events)
+        except OSError as error:
+            self.events = None
+            with suppress(CheckpointError):  # the disk is full, say, which the next write tells
+                self.say(f"TensorBoard's events cannot be written ({error}); the run goes on without them")
 
     def _show(self, write: Callable[[], object]) -> None:
         """Write to the console. Once that is gone it is left alone: the run goes on without it."""
@@ -107,15 +124,13 @@ class Logbook:
         self.say(text)
         finite = {name: _finite(value) for name, value in values.items()}
         self._measured(update, finite)
-        if self.events is not None:
-            for name, value in finite.items():
-                tag = TENSORBOARD_NAMES.get(name, f"valid/{name[6:]}" if name.startswith("valid_") else None)
-                if tag is not None and value is not None:
-                    self.events.add_scalar(tag, value, update)
+        for name, value in finite.items():
+            tag = TENSORBOARD_NAMES.get(name, f"valid/{name[6:]}" if name.startswith("valid_") else None)
+            if tag is not None and value is not None:
+                self._draw(partial(_scalar, tag, value, update))
 
     def _measured(self, update: int, values: Mapping[str, Any]) -> None:
-        with open(self.metrics_path, "a", encoding="utf-8") as metrics:
-            metrics.write(json.dumps({"update": update, **values}, allow_nan=False) + "\n")
+        append(self.metrics_path, json.dumps({"update": update, **values}, allow_nan=False) + "\n")
 
     def probe(self, update: int, reading: Reading) -> None:
         """What the layers look like from within: an object under `probe`, and a curve for each number."""
@@ -130,7 +145,7 @@ class Logbook:
             for name, values in names.items():
                 for layer, value in enumerate(values, start=1):
                     if value is not None:
-                        self.events.add_scalar(f"probe_{name}/{stack}_{layer}", value, update)
+                        self._draw(partial(_scalar, f"probe_{name}/{stack}_{layer}", value, update))
 
     def training(self, update: int, values: Mapping[str, float]) -> None:
         """The means over the updates since the last such line."""
@@ -147,8 +162,27 @@ class Logbook:
         if averaged:
             values, text = {**values, "averaged": averaged}, f"{text}  (average of {averaged})"
         self.record(update, values, text)
-        if self.events is not None and samples:
-            self.events.add_text("valid/samples", samples, update)
+        if samples:
+            self._draw(lambda events: events.add_text("valid/samples", samples, update))
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to a file; CheckpointError where that fails, and then no half of it stays."""
+    try:
+        size = path.stat().st_size if path.exists() else 0
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        with suppress(OSError):
+            os.truncate(path, size)
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}); the run stops here, and what it has saved is"
+            " whole: --resume goes on from there once this is mended"
+        ) from error
+
+
+def _scalar(tag: str, value: float, update: int, events: SummaryWriter) -> None:
+    events.add_scalar(tag, value, update)
 
 
 def _finite(value: float | None) -> float | None:
@@ -161,4 +195,5 @@ def _summary_writer(directory: Path, update: int) -> SummaryWriter:
         warnings.simplefilter("ignore")
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(directory), purge_step=update + 1 if update else None)
+        begun = directory.is_dir() and any(directory.iterdir())
+        return SummaryWriter(str(directory), purge_step=update + 1 if begun else None)

@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from types import FrameType
 from typing import Any, ClassVar, Literal
@@ -171,6 +171,10 @@ class Stopwatch:
         return elapsed
 
 
+class Interrupted(BaseException):
+    """A signal has broken off what may be broken off (`Interruption.breaking`)."""
+
+
 class Interruption:
     """A context in which the first SIGINT or SIGTERM only raises a flag; a second one acts as it did before.
 
@@ -186,6 +190,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.name = ""
+        self._breaks = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -199,12 +204,25 @@ class Interruption:
             signal.signal(number, handler)
         self._before.clear()
 
+    @contextmanager
+    def breaking(self) -> Iterator[None]:
+        """A context that a signal, also one that came before it, leaves at once by raising `Interrupted`."""
+        self._breaks = True
+        try:
+            if self.name:
+                raise Interrupted
+            yield
+        finally:
+            self._breaks = False
+
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.name = signal.Signals(number).name
+        what = "breaking off the validation" if self._breaks else "finishing this update"
         # The bare descriptor: a handler may run while the log or the progress bar is being written.
         with suppress(OSError):  # nobody need be listening
-            os.write(
-                2, f"\n{self.name}: finishing this update, then saving; once more stops at once\n".encode()
-            )
+            os.write(2, f"\n{self.name}: {what}, then saving; once more stops at once\n".encode())
         for each, before in self._before.items():
             signal.signal(each, self.DEFAULTS[each] if before == signal.SIG_IGN else before)
+        if self._breaks:
+            self._breaks = False
+            raise Interrupted

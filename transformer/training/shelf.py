@@ -7,10 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..core.errors import CheckpointError
 from ..core.rundir import CHECKPOINTS, WEIGHTS
-from .checkpoint import average_checkpoints, read_weights, write_weights
+from .checkpoint import average_checkpoints, beside, read_weights, write_weights
 from .config import TrainConfig
 from .progress import Progress
+from .states import FRESH, PREVIOUS, is_whole
 
 
 class Shelf:
@@ -63,20 +65,104 @@ class Shelf:
         write_weights(self.model, weights, header)
         self.metrics, self.averaged = dict(metrics), len(averaged)
 
-    def reopen(self, progress: Progress) -> None:
-        """Make the best the run's model again: a run that had ended may have put an average there."""
-        if progress.best_update:
-            tensors, header = read_weights(self.best)
-            if header["update"] == str(progress.best_update):  # else a crash came before the state was saved
-                write_weights(self.model, tensors, header)
-                self.metrics = progress.best_metrics
+    def reopen(self, progress: Progress) -> str:
+        """Make the best the run's model again: a run that had ended may have put an average there.
+
+        Nothing is raised where the best weights are not whole, since they are needed only if no later
+        validation is better: what is wrong is returned, for the log.
+        """
+        if not progress.best_update:
+            return ""
+        try:
+            tensors, header = self._find(progress.best_update)
+        except CheckpointError as error:
+            # A crash, or falling back to an earlier state, may have come after a better one was found, which
+            # the run will find again.
+            ahead = self._update_of(self.best) > progress.best_update
+            return "" if ahead else f"{error}; going on, as they are needed only if none better comes"
+        self._restore(tensors, header, progress)
+        if not self._update_of(self.best):  # damaged, and another file had the same
+            write_weights(self.best, *read_weights(self.model))
+        return ""
+
+    def saved_nothing(self) -> bool:
+        """Did the run end before its first save was whole? Then to begin again loses nothing.
+
+        Validated weights may be there already, but none of an update after which a state must have been.
+        """
+        previous, new = self.last.with_name(PREVIOUS), beside(self.last, FRESH)
+        if self.last.exists() or previous.exists() or is_whole(new):
+            return False
+        files = [*self.checkpoints.glob("update-*.safetensors"), self.best, self.model]
+        first = min(every for every in (self.config.validate_every, self.config.save_every) if every)
+        return max(map(self._update_of, files)) <= first
 
     def average(self, progress: Progress) -> tuple[dict[str, Tensor], list[int]]:
         """Mean of the last `config.average` validated weights, and their updates; empty for fewer than 2."""
         updates = progress.recent[-self.config.average :] if self.config.average else []
         if len(updates) < 2:
             return {}, []
+        for update in updates:
+            if self._update_of(self.at(update)) != update:  # damaged: another file may have the same weights
+                try:
+                    write_weights(self.at(update), *self._find(update))
+                except CheckpointError as error:
+                    raise CheckpointError(
+                        f"{error}; the average of the last {len(updates)} validated weights needs them."
+                        f" Put back a copy of {self.at(update)} and --resume, or --resume with a higher"
+                        f" limit, until the last {len(updates)} are others; {self.model} has the best"
+                        " single weights"
+                    ) from error
         return average_checkpoints([self.at(update) for update in updates]), updates
+
+    def finished(self, progress: Progress) -> Mapping[str, Tensor]:
+        """The run's model at its end, from model.safetensors, which must be the best or the average."""
+        try:
+            tensors, header = read_weights(self.model)
+            if self.averaged or header.get("update") == str(progress.best_update):
+                return tensors
+        except CheckpointError:
+            if self.averaged:
+                raise
+        try:
+            tensors, header = self._find(progress.best_update)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; they are the run's best, and its model. Put back a copy of {self.best} and"
+                " --resume, or --resume with a higher limit: a better validation makes them needless"
+            ) from error
+        self._restore(tensors, header, progress)
+        return tensors
+
+    def _restore(self, tensors: Mapping[str, Tensor], header: Mapping[str, str], progress: Progress) -> None:
+        """Make the best weights the run's model again; those of a state know nothing of their validation."""
+        told = header if "metric" in header else self._header(progress.best_update, progress.best_metrics)
+        write_weights(self.model, tensors, told)
+        self.metrics = progress.best_metrics
+
+    def _find(self, update: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The weights of an update and their header, from whichever file of the run has them whole."""
+        faults = []
+        states = (self.checkpoints / name / WEIGHTS for name in ("last", "previous"))
+        for path in (self.best, self.at(update), self.model, *states):
+            if path.is_file():
+                try:
+                    tensors, header = read_weights(path)
+                except CheckpointError as error:
+                    faults.append(str(error).partition("; ")[0])
+                    continue
+                if header.get("update") == str(update) and "averaged" not in header:
+                    return tensors, header
+        said = f" ({'; '.join(faults)})" if faults else ""
+        raise CheckpointError(f"the weights of update {update:,} are in no file of this run{said}")
+
+    @staticmethod
+    def _update_of(path: Path) -> int:
+        """The update of a whole weights file, else 0."""
+        try:
+            return int(read_weights(path)[1].get("update", "0"))
+        except (CheckpointError, ValueError):
+            return 0
 
     def prune(self, progress: Progress) -> None:
         """Remove validated weights that `progress` no longer names."""

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..model.transformer import Transformer
 from ..modules.precision import resolve_precision
-from .checkpoint import intact, load_model_weights, load_training, require_same, save_training, set_weights
+from .checkpoint import set_weights
 from .config import TrainConfig
 from .divergence import Diverged, stop_broken, stop_if_lost, stop_if_not_finite, stop_if_stalled
 from .forensics import examine
@@ -24,7 +24,8 @@ from .logbook import Logbook
 from .monitor import Monitor
 from .optimizers import make_optimizer, set_learning_rate
 from .passes import Observer, Passes, copied
-from .progress import Interruption, Outcome, Progress, Status, Stopwatch, Window
+from .progress import Interrupted, Interruption, Outcome, Progress, Status, Stopwatch, Window
+from .resuming import current, resume, rewind, save
 from .schedules import make_schedule
 from .shelf import Shelf
 
@@ -80,6 +81,7 @@ class Trainer:
         shape = {f"model.{name}": value for name, value in model.config.model_dump(mode="json").items()}
         self.fixed = {**config.fixed(), **shape, **first_epoch, **(fixed or {})}
         self.progress, self.window, self.watch = Progress(), Window(self.device), Stopwatch()
+        self.interruption = Interruption()  # of `fit`
         self.saved = -1  # update of checkpoints/last
         self.initial: tuple[dict[str, Tensor], dict[str, Any]] | None = None  # until there is one
 
@@ -109,8 +111,9 @@ class Trainer:
 
     def fit(self) -> Outcome:
         """Train until a limit, a signal or divergence; what is due after an update is one line each."""
+        interruption = self.interruption = Interruption()
         try:
-            with Interruption() as interruption:
+            with interruption:
                 updates = self._begin()
                 while not (reason := self.limits.reached(self.progress)) and not interruption.name:
                     self._step(next(updates))
@@ -123,9 +126,11 @@ class Trainer:
                         self.save()
                 if self.saved != self.progress.update:
                     self.save()
-            if reason and not interruption.name:
-                self._finish()  # a signal stops this at once: resumed, the run ends again
-                return self._outcome("completed", reason)
+                if reason and not interruption.name:
+                    self._finish()  # a signal stops this at once: resumed, the run ends again
+                    return self._outcome("completed", reason)
+            return self._interrupted(interruption.name)
+        except Interrupted:
             return self._interrupted(interruption.name)
         except Diverged as diverged:
             divergence = examine(self, diverged)
@@ -151,15 +156,17 @@ class Trainer:
     def validate(self, final: bool = False) -> None:
         """Measure the model and keep its weights; `final` at the end of a run, where it may not be due.
 
-        A validation that fails loses nothing: the state is saved first, and `resume` begins with it.
+        A validation that fails, or that a signal breaks off, loses nothing: the state is saved first, and
+        `resume` begins with it. Before one that is final it was saved, when nothing of the end had been done.
         """
         progress = self.progress
         self._stop_if_broken(self.window.read())
         self._lap(training=True)
         try:
-            metrics = measure(self.model, self.validator)
-        except Exception:
-            self.save()
+            metrics = self._measured()
+        except (Exception, Interrupted):
+            if not final:
+                self.save()
             raise
         self._record(metrics)
         score = self._score(metrics)
@@ -177,42 +184,18 @@ class Trainer:
         """Write all that `resume` needs to checkpoints/last, then remove weights no longer needed."""
         self._stop_if_broken(self.window.read())
         self._lap(training=True)
-        save_training(self.shelf.last, self.model.state_dict(), self._state(), self.progress.update)
-        self.saved, self.initial = self.progress.update, None
+        save(self)
         self.shelf.prune(self.progress)
         self._lap(training=False)
 
     def resume(self) -> None:
-        """Load checkpoints/last, so that `fit` goes on from there. CheckpointError if it cannot be used."""
-        with intact(self.shelf.last):
-            weights, state = load_training(self.shelf.last)
-            require_same(state["fixed"], self.fixed, self.shelf.last)
-            self._restore(weights, state)
-            self.logged, self.saved = state["logged"], self.progress.update
-        self.shelf.reopen(self.progress)
+        """Take up the last good state, so that `fit` goes on from there. CheckpointError if there is none."""
+        resume(self)
 
     def rewind(self) -> int:
         """Take up checkpoints/last, or before it is there the initial state; its update. Files stay."""
         self.window = Window(self.device)
-        self._restore(*(self.initial or load_training(self.shelf.last)))
-        return self.progress.update
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "fixed": self.fixed,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "progress": self.progress.state_dict(),
-            "window": self.window.state_dict(),
-            "logged": self.logbook.position(),
-        }
-
-    def _restore(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        set_weights(self.model, weights, str(self.shelf.last))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.progress = Progress.from_state(state["progress"])
-        self.window.load_state_dict(state["window"])
+        return rewind(self)
 
     # --- beginning and ends
 
@@ -221,10 +204,8 @@ class Trainer:
         self.logbook.open(progress.update, self.total_updates, self.logged)
         for note in self.config.unused_options():
             self.logbook.say(f"note: {note}")
-        if progress.update:
-            self.logbook.say(f"resumed after update {progress.update:,}")
         if self.saved < 0:
-            self.initial = copied(self.model), deepcopy(self._state())
+            self.initial = copied(self.model), deepcopy(current(self))
         self.model.train()
         self.watch.start()
         if progress.validated < progress.update and self._due(self.config.validate_every):
@@ -247,16 +228,16 @@ class Trainer:
         averaged, updates = self.shelf.average(progress)
         if updates:
             set_weights(self.model, averaged, "the average")
-            metrics = measure(self.model, self.validator)
+            metrics = self._measured()
             self._record(metrics, len(updates))
             assert progress.best is not None
             if self._score(metrics) > progress.best:
                 self.shelf.publish(averaged, progress.update, metrics, updates)
-        load_model_weights(self.shelf.model, self.model)
+        set_weights(self.model, self.shelf.finished(progress), str(self.shelf.model))
 
     def _interrupted(self, name: str) -> Outcome:
         update = self.progress.update
-        if not self.shelf.model.exists():
+        if not (self.progress.best_update and self.shelf.model.exists()):
             self.shelf.publish(self.model.state_dict(), update, {})
         return self._outcome("interrupted", f"{name} after update {update:,}; --resume goes on")
 
@@ -275,6 +256,11 @@ class Trainer:
             blame(error, micro_batches, self.model, self.progress, self.schedule.learning_rate(update))
         if reading := self.monitor.read():
             self.logbook.probe(self.progress.update, reading)
+
+    def _measured(self) -> dict[str, float]:
+        """What the validation says of the model; a signal breaks it off."""
+        with self.interruption.breaking():
+            return measure(self.model, self.validator)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.update % every == 0

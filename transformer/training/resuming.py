@@ -1,0 +1,160 @@
+"""A trainer's state: what it is, how it is kept, and how it is taken up, exactly or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import CheckpointError
+from .checkpoint import PARTIAL, set_weights
+from .fingerprint import SHOWN, lines_of, state_hash
+from .manifest import file_digest
+from .progress import Progress
+from .states import Saved, adopt, find_training, intact, load_training, require_same, save_training
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+def current(trainer: Trainer) -> dict[str, Any]:
+    """All that a resumed run must know beside the weights: plain values and tensors."""
+    return {
+        "fixed": trainer.fixed,
+        "changeable": trainer.config.changeable(),
+        "machine": machine(trainer),
+        "optimizer": trainer.optimizer.state_dict(),
+        "schedule": trainer.schedule.state_dict(),
+        "progress": trainer.progress.state_dict(),
+        "window": trainer.window.state_dict(),
+    }
+
+
+def machine(trainer: Trainer) -> dict[str, str]:
+    """What else decides the last bits of a number."""
+    return {
+        "torch": str(torch.__version__),
+        "device": trainer.device.type,
+        "products": str(trainer.passes.dtype).removeprefix("torch."),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def save(trainer: Trainer) -> None:
+    """Make checkpoints/last this state, and say its hash."""
+    progress, logbook = trainer.progress, trainer.logbook
+    logged = logbook.position()
+    measured = file_digest(logbook.metrics_path, logged) if logged else None
+    state = {**current(trainer), "logged": logged, "measured": measured}
+    digest = save_training(trainer.shelf.last, trainer.model.state_dict(), state, progress.update)
+    trainer.saved, trainer.initial = progress.update, None
+    every, update = trainer.config.validate_every, progress.update
+    pending = ", before its validation" if update % every == 0 and progress.validated < update else ""
+    logbook.say(f"state {digest[:SHOWN]} after update {update:,}{pending}")
+
+
+def resume(trainer: Trainer) -> None:
+    """Take up the last good state, verified before and after; say what it is and what has changed since.
+
+    CheckpointError if there is none, if something is different that may not be, or if the trainer has not
+    come to be in the state that was saved. Until then nothing on the disk is changed.
+    """
+    shelf, say = trainer.shelf, trainer.logbook.say
+    saved = find_training(shelf.last)
+    state = saved.state
+    with intact(saved.directory):
+        require_same(state["fixed"], trainer.fixed, saved.directory)
+        restore(trainer, saved.weights, state)
+        trainer.logged = int(state["logged"])
+    for fault in saved.faults:
+        say(f"cannot be used: {fault}")
+    if saved.faults:
+        update = trainer.progress.update
+        say(f"going on from {saved.directory}, update {update:,}: what came after it is done anew")
+    _verify(trainer, saved)
+    adopt(saved, shelf.last)
+    _tidy(trainer)
+    trainer.saved = trainer.progress.update
+    say(f"resumed after update {trainer.progress.update:,}, {_named(saved)}")
+    notes = list(_notes(trainer, state))
+    if fault := shelf.reopen(trainer.progress):
+        notes.append(fault)
+    for note in notes:
+        say(f"note: {note}")
+
+
+def rewind(trainer: Trainer) -> int:
+    """Take up checkpoints/last, or before it is there the initial state; its update. Files stay."""
+    restore(trainer, *(trainer.initial or load_training(trainer.shelf.last)))
+    return trainer.progress.update
+
+
+def restore(trainer: Trainer, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Put a trainer into a state that `current` described."""
+    set_weights(trainer.model, weights, str(trainer.shelf.last))
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.schedule.load_state_dict(state["schedule"])
+    trainer.progress = Progress.from_state(state["progress"])
+    trainer.window.load_state_dict(state["window"])
+
+
+def _verify(trainer: Trainer, saved: Saved) -> None:
+    """CheckpointError if the trainer, as it is now, has another hash than what was saved.
+
+    Another version of torch may keep other things in an optimizer: that is said, and what was saved holds.
+    """
+    if saved.hash is None:
+        return
+    weights, now = trainer.model.state_dict(), current(trainer)
+    if state_hash(weights, now) == saved.hash:
+        return
+    before = set(lines_of(saved.weights, saved.state))
+    wrong = next((line for line in lines_of(weights, now) if line not in before), "something is missing")
+    message = f"taken up, the state of {saved.directory} is another: {wrong[:100]}"
+    written = saved.state.get("machine", {}).get("torch")
+    if written == torch.__version__:
+        raise CheckpointError(f"{message}; this is a fault of the toolkit: please report it")
+    trainer.logbook.say(f"note: {message}; it was written with torch {written}, this is {torch.__version__}")
+
+
+def _named(saved: Saved) -> str:
+    return f"state {saved.hash[:SHOWN]}" if saved.hash else "written by an older version, without checksums"
+
+
+def _notes(trainer: Trainer, state: Mapping[str, Any]) -> Iterator[str]:
+    """What is different from when the state was saved, and what is damaged and not needed to go on."""
+    config = trainer.config.changeable()
+    for name, before in state.get("changeable", {}).items():
+        if name in config and config[name] != before:
+            yield f"{name} was {before} until here, and is {config[name]} from here on"
+    here = machine(trainer)
+    for name, before in state.get("machine", {}).items():
+        if name in here and here[name] != before:
+            yield (
+                f"{name} was {before} until here, and is {here[name]} from here on:"
+                " the last bits of the numbers may not be the straight run's"
+            )
+    metrics, measured = trainer.logbook.metrics_path, state.get("measured")
+    if measured is not None and (
+        not metrics.is_file()
+        or metrics.stat().st_size < trainer.logged
+        or file_digest(metrics, trainer.logged) != measured
+    ):
+        yield (
+            f"{metrics} is not what was written until here: cut short, edited or damaged. Lines that cannot"
+            " be read are not used; weights do not hang on them"
+        )
+
+
+def _tidy(trainer: Trainer) -> None:
+    """Remove what writes that were killed have left."""
+    shelf = trainer.shelf
+    for pattern in ("update-*", "best.*"):
+        for path in shelf.checkpoints.glob(pattern + PARTIAL):
+            path.unlink()
+    for path in trainer.run_dir.glob("*" + PARTIAL):
+        with suppress(OSError):
+            path.unlink()
