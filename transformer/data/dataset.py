@@ -59,8 +59,8 @@ def prepare(config: DataConfig, run_dir: Path, seed: int, log: Log) -> Prepared:
         SplitText(config, (config.valid,), "valid"),
     )
     log(f"reading {' + '.join(config.train)} and {config.valid} ({config.source}-{config.target})")
-    train_text.scan()
-    valid_text.scan()
+    train_text.scan(cache, log)
+    valid_text.scan(cache, log)
     tokenizers = tokenizers_for(config, train_text, run_dir / "tokenizer", cache, log)
     sampling = config.tokenizer.sampling > 0
     train, train_report = encoded_split(

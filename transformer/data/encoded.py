@@ -1,5 +1,8 @@
 """Encoded pairs in flat, memory-mapped arrays: the memory they take does not grow with the corpus.
 
+Pages of the files that were read count as this process's memory until `release`; the system takes them back
+when it needs them.
+
 Per side: `ids` (uint16 or uint32, one after the other, without BOS and EOS) and `offsets` (int64, pair i is
 `ids[offsets[i]:offsets[i+1]]`). With subword sampling the raw text lies beside them in the same form.
 """
@@ -7,11 +10,12 @@ Per side: `ids` (uint16 or uint32, one after the other, without BOS and EOS) and
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,17 +40,20 @@ class Flat:
 
     values: NDArray[Any]
     offsets: NDArray[np.int64]
+    maps: tuple[mmap.mmap, ...] = ()  # the files behind them, if any
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]], dtype: str) -> Flat:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
-        values = np.fromiter((i for row in rows for i in row), dtype, int(offsets[-1]))
+        values = np.fromiter(chain.from_iterable(rows), dtype, int(offsets[-1]))
         return cls(values, offsets)
 
     @classmethod
     def open(cls, folder: Path, name: str, dtype: str) -> Flat:
-        return cls(_map(folder / f"{name}.values", dtype), _map(folder / f"{name}.offsets", "int64"))
+        values, offsets = mapped(folder / f"{name}.values"), mapped(folder / f"{name}.offsets")
+        maps = tuple(file for file in (values, offsets) if file is not None)
+        return cls(_array(values, dtype), _array(offsets, "int64"), maps)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -55,10 +62,14 @@ class Flat:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
 
-def _map(path: Path, dtype: str) -> NDArray[Any]:
-    if path.stat().st_size == 0:  # an empty file cannot be mapped
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r").view(np.ndarray)  # the subclass is slow to slice
+def mapped(path: Path) -> mmap.mmap | None:
+    """A file's bytes, read when they are asked for; None for an empty one, which cannot be mapped."""
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else None
+
+
+def _array(file: mmap.mmap | None, dtype: str) -> NDArray[Any]:
+    return np.zeros(0, dtype) if file is None else np.frombuffer(file, dtype)
 
 
 class EncodedCorpus:
@@ -73,8 +84,6 @@ class EncodedCorpus:
     ) -> None:
         assert len(source) == len(target)
         self._source, self._target, self._texts = source, target, texts
-        self.source_lengths: NDArray[np.int32] = (np.diff(source.offsets) + 1).astype(np.int32)
-        self.target_lengths: NDArray[np.int32] = (np.diff(target.offsets) + 1).astype(np.int32)
         self._target_counts = target_counts
 
     @classmethod
@@ -91,10 +100,35 @@ class EncodedCorpus:
         texts = None
         if meta["texts"]:
             texts = Flat.open(folder, "source.text", "uint8"), Flat.open(folder, "target.text", "uint8")
-        return cls(source, target, texts, _map(folder / "target.counts", "int64"))
+        return cls(source, target, texts, np.fromfile(folder / "target.counts", np.int64))
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def lengths(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Source and target lengths of pairs `start` to `stop`, (stop - start,) each."""
+        source, target = (
+            (np.diff(flat.offsets[start : stop + 1]) + 1).astype(np.int32)
+            for flat in (self._source, self._target)
+        )
+        return source, target
+
+    @property
+    def source_lengths(self) -> NDArray[np.int32]:
+        """Of all pairs, made anew each time it is asked for: four bytes a pair."""
+        return self.lengths(0, len(self))[0]
+
+    @property
+    def target_lengths(self) -> NDArray[np.int32]:
+        """Of all pairs, as `source_lengths`."""
+        return self.lengths(0, len(self))[1]
+
+    def release(self) -> None:
+        """Give back the memory of what was read from the files so far; what is read again is there again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for flat in (self._source, self._target, *(self._texts or ())):
+                for file in flat.maps:
+                    file.madvise(mmap.MADV_DONTNEED)
 
     def pair(self, index: int) -> tuple[Ids, Ids]:
         """Source and target ids of a pair, without BOS and EOS."""
@@ -120,63 +154,6 @@ class EncodedCorpus:
         counts = self.target_counts[self.target_counts > 0].astype(np.float64)
         shares = counts / counts.sum()
         return float(-(shares * np.log(shares)).sum())
-
-
-class CorpusWriter:
-    """Appends encoded pairs to files in a directory; `close` writes the summary that makes them a corpus."""
-
-    def __init__(self, folder: Path, vocabularies: tuple[int, int], texts: bool) -> None:
-        self._folder, self._texts = folder, texts
-        self._dtypes = {side: id_type(size) for side, size in zip(SIDES, vocabularies, strict=True)}
-        self._counts = np.zeros(vocabularies[1], np.int64)
-        self._pairs = 0
-        self._stack = ExitStack()
-        self._files: dict[str, tuple[BinaryIO, BinaryIO]] = {}
-        self._ends: dict[str, int] = {}
-        for name in [f"{side}.ids" for side in SIDES] + [f"{side}.text" for side in SIDES if texts]:
-            values, offsets = self._create(f"{name}.values"), self._create(f"{name}.offsets")
-            offsets.write(np.zeros(1, np.int64).tobytes())
-            self._files[name], self._ends[name] = (values, offsets), 0
-
-    def _create(self, name: str) -> BinaryIO:
-        return self._stack.enter_context((self._folder / name).open("wb"))
-
-    def __enter__(self) -> CorpusWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def add(self, ids: tuple[list[list[int]], list[list[int]]], texts: tuple[list[str], list[str]]) -> None:
-        """Append a chunk: rows of ids, and the raw text of the same rows."""
-        for number, side in enumerate(SIDES):
-            flat = Flat.of(ids[number], self._dtypes[side])
-            self._append(f"{side}.ids", flat)
-            if side == "target":
-                self._counts += np.bincount(flat.values, minlength=len(self._counts))
-            if self._texts:
-                self._append(f"{side}.text", Flat.of([text.encode() for text in texts[number]], "uint8"))
-        self._counts[EOS] += len(ids[1])
-        self._pairs += len(ids[1])
-
-    def _append(self, name: str, flat: Flat) -> None:
-        values, offsets = self._files[name]
-        values.write(flat.values.tobytes())
-        offsets.write((flat.offsets[1:] + self._ends[name]).tobytes())
-        self._ends[name] += int(flat.offsets[-1])
-
-    def close(self, report: SplitReport) -> None:
-        self._stack.close()
-        self._counts.tofile(self._folder / "target.counts")
-        sizes = {path.name: path.stat().st_size for path in sorted(self._folder.iterdir())}
-        meta = {
-            "pairs": self._pairs,
-            "dtypes": self._dtypes,
-            "texts": self._texts,
-            "report": asdict(report),
-            "sizes": sizes,
-        }
-        (self._folder / META).write_text(json.dumps(meta, indent=1) + "\n")
 
 
 def is_sound(folder: Path) -> bool:
