@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = importlib.import_module(f".cli.{name}", __package__)
     except ImportError as error:
-        if (error.name or "").startswith(str(__package__)):
+        if (error.name or "").partition(".")[0] == __package__:
             raise  # our own bug
         print(f"error: {error}; `python -m transformer doctor` says what is missing", file=sys.stderr)
         return 1
