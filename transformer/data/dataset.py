@@ -1,4 +1,4 @@
-"""From a `data` section to encoded, filtered, memory-mapped corpora.
+"""From a `data` section to encoded, filtered corpora.
 
 Everything made here is a function of the text and the options alone, so runs that differ in seed, model or
 learning rate share it: it lies in a cache addressed by the hash of both.

@@ -1,21 +1,21 @@
-"""Encoded pairs in flat, memory-mapped arrays: the memory they take does not grow with the corpus.
-
-Pages of the files that were read count as this process's memory until `release`; the system takes them back
-when it needs them.
+"""Encoded pairs in flat files that are read row by row: the memory they take does not grow with the corpus.
 
 Per side: `ids` (uint16 or uint32, one after the other, without BOS and EOS) and `offsets` (int64, pair i is
 `ids[offsets[i]:offsets[i+1]]`). With subword sampling the raw text lies beside them in the same form.
+The files are not mapped: around each page that is asked for the system maps many, so that a process which
+reads here and there soon counts the whole file as its memory.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
+import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +34,20 @@ def id_type(vocabulary: int) -> str:
     return "uint16" if vocabulary <= 1 << 16 else "uint32"
 
 
+class Rows(Protocol):
+    """Rows of different lengths. `ends(start, stop)` are the offsets `start` to `stop`, both included."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> NDArray[Any]: ...
+    def ends(self, start: int, stop: int) -> NDArray[np.int64]: ...
+
+
 @dataclass(frozen=True)
 class Flat:
-    """Rows of different lengths, end to end: row i is `values[offsets[i]:offsets[i+1]]`."""
+    """Rows in memory, end to end: row i is `values[offsets[i]:offsets[i+1]]`."""
 
     values: NDArray[Any]
     offsets: NDArray[np.int64]
-    maps: tuple[mmap.mmap, ...] = ()  # the files behind them, if any
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]], dtype: str) -> Flat:
@@ -49,27 +56,43 @@ class Flat:
         values = np.fromiter(chain.from_iterable(rows), dtype, int(offsets[-1]))
         return cls(values, offsets)
 
-    @classmethod
-    def open(cls, folder: Path, name: str, dtype: str) -> Flat:
-        values, offsets = mapped(folder / f"{name}.values"), mapped(folder / f"{name}.offsets")
-        maps = tuple(file for file in (values, offsets) if file is not None)
-        return cls(_array(values, dtype), _array(offsets, "int64"), maps)
-
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> NDArray[Any]:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
-
-def mapped(path: Path) -> mmap.mmap | None:
-    """A file's bytes, read when they are asked for; None for an empty one, which cannot be mapped."""
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else None
+    def ends(self, start: int, stop: int) -> NDArray[np.int64]:
+        return self.offsets[start : stop + 1]
 
 
-def _array(file: mmap.mmap | None, dtype: str) -> NDArray[Any]:
-    return np.zeros(0, dtype) if file is None else np.frombuffer(file, dtype)
+class FlatFiles:
+    """The same in two files, `NAME.values` and `NAME.offsets`. Any number of threads may read."""
+
+    def __init__(self, folder: Path, name: str, dtype: str) -> None:
+        self._dtype = np.dtype(dtype)
+        self._values, self._offsets = (
+            _opened(self, folder / f"{name}.{part}") for part in ("values", "offsets")
+        )
+        self._rows = os.fstat(self._offsets).st_size // 8 - 1
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        start, end = self.ends(index, index + 1).tolist()
+        size = self._dtype.itemsize
+        return np.frombuffer(os.pread(self._values, (end - start) * size, start * size), self._dtype)
+
+    def ends(self, start: int, stop: int) -> NDArray[np.int64]:
+        return np.frombuffer(os.pread(self._offsets, 8 * (stop + 1 - start), 8 * start), np.int64)
+
+
+def _opened(owner: object, path: Path) -> int:
+    """A file to read from, as long as its owner lives."""
+    file = os.open(path, os.O_RDONLY)
+    weakref.finalize(owner, os.close, file)
+    return file
 
 
 class EncodedCorpus:
@@ -77,30 +100,33 @@ class EncodedCorpus:
 
     def __init__(
         self,
-        source: Flat,
-        target: Flat,
-        texts: tuple[Flat, Flat] | None = None,
-        target_counts: NDArray[np.int64] | None = None,
+        source: Rows,
+        target: Rows,
+        target_counts: NDArray[np.int64],
+        texts: tuple[Rows, Rows] | None = None,
     ) -> None:
+        """`target_counts`: how often each target id occurs, EOS included."""
         assert len(source) == len(target)
         self._source, self._target, self._texts = source, target, texts
-        self._target_counts = target_counts
+        self.target_counts = target_counts
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> EncodedCorpus:
         """A corpus in memory, from ids without BOS and EOS."""
         source, target = (Flat.of([pair[side] for pair in pairs], "uint32") for side in range(2))
-        return cls(source, target)
+        counts = np.bincount(target.values, minlength=EOS + 1).astype(np.int64)
+        counts[EOS] += len(target)
+        return cls(source, target, counts)
 
     @classmethod
     def open(cls, folder: Path) -> EncodedCorpus:
-        """Map what `CorpusWriter` wrote."""
+        """Open what `CorpusWriter` wrote."""
         meta = json.loads((folder / META).read_text())
-        source, target = (Flat.open(folder, f"{side}.ids", meta["dtypes"][side]) for side in SIDES)
+        source, target = (FlatFiles(folder, f"{side}.ids", meta["dtypes"][side]) for side in SIDES)
         texts = None
         if meta["texts"]:
-            texts = Flat.open(folder, "source.text", "uint8"), Flat.open(folder, "target.text", "uint8")
-        return cls(source, target, texts, np.fromfile(folder / "target.counts", np.int64))
+            texts = FlatFiles(folder, "source.text", "uint8"), FlatFiles(folder, "target.text", "uint8")
+        return cls(source, target, np.fromfile(folder / "target.counts", np.int64), texts)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -108,8 +134,7 @@ class EncodedCorpus:
     def lengths(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Source and target lengths of pairs `start` to `stop`, (stop - start,) each."""
         source, target = (
-            (np.diff(flat.offsets[start : stop + 1]) + 1).astype(np.int32)
-            for flat in (self._source, self._target)
+            (np.diff(rows.ends(start, stop)) + 1).astype(np.int32) for rows in (self._source, self._target)
         )
         return source, target
 
@@ -123,13 +148,6 @@ class EncodedCorpus:
         """Of all pairs, as `source_lengths`."""
         return self.lengths(0, len(self))[1]
 
-    def release(self) -> None:
-        """Give back the memory of what was read from the files so far; what is read again is there again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for flat in (self._source, self._target, *(self._texts or ())):
-                for file in flat.maps:
-                    file.madvise(mmap.MADV_DONTNEED)
-
     def pair(self, index: int) -> tuple[Ids, Ids]:
         """Source and target ids of a pair, without BOS and EOS."""
         return self._source[index], self._target[index]
@@ -139,15 +157,6 @@ class EncodedCorpus:
         assert self._texts is not None
         source, target = self._texts
         return source[index].tobytes().decode(), target[index].tobytes().decode()
-
-    @property
-    def target_counts(self) -> NDArray[np.int64]:
-        """How often each target id occurs, EOS included."""
-        if self._target_counts is None:
-            counts = np.bincount(self._target.values, minlength=EOS + 1).astype(np.int64)
-            counts[EOS] += len(self)
-            self._target_counts = counts
-        return self._target_counts
 
     def unigram_entropy(self) -> float:
         """H = -sum p log p, nats per target token: the loss of one who knows only how often tokens occur."""

@@ -1,4 +1,4 @@
-"""Encode and filter a split into memory-mapped arrays, and say what was left out and why."""
+"""Encode and filter a split into flat files, and say what was left out and why."""
 
 from __future__ import annotations
 

@@ -26,11 +26,10 @@ Lengths = NDArray[np.int32]
 
 
 class Corpus(Protocol):
-    """What an order needs to know of a corpus, and what it says when it is done with a part."""
+    """What an order needs to know of a corpus."""
 
     def __len__(self) -> int: ...
     def lengths(self, start: int, stop: int) -> tuple[Lengths, Lengths]: ...
-    def release(self) -> None: ...
 
 
 class Batches(Protocol):
@@ -92,11 +91,9 @@ class Windows:
     ) -> None:
         """`windows`: the blocks of each. `plan(number, lengths)`: the order of a window, places within it."""
         self._corpus, self._windows, self._block, self._plan = corpus, windows, block, plan
-        counts = []
-        for blocks in windows:
-            counts.append(count_batches(np.maximum(*self._lengths(blocks)), tokens_per_batch))
-            corpus.release()
-        self._ends = np.cumsum(counts)
+        self._ends = np.cumsum(
+            [count_batches(np.maximum(*self._lengths(blocks)), tokens_per_batch) for blocks in windows]
+        )
         self._planned: tuple[int, Plan, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
@@ -106,7 +103,6 @@ class Windows:
         number = int(np.searchsorted(self._ends, index, side="right"))
         if self._planned is None or self._planned[0] != number:
             self._planned = None
-            self._corpus.release()
             self._planned = (
                 number,
                 self._plan(number, self._lengths(self._windows[number])),
