@@ -21,6 +21,7 @@ COMMANDS = {
     "bench": "time training and translation, beside what this machine could do",
     "average": "average checkpoints of a run into one weights file",
     "data": "prepare or inspect the data of a configuration",
+    "doctor": "what was found here, and what to do about what is missing",
     "docs": "write the generated tables of the documentation",
 }
 
@@ -35,7 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
         return 2
-    code: int = importlib.import_module(f".cli.{name}", __package__).main(rest)
+    try:
+        command = importlib.import_module(f".cli.{name}", __package__)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == __package__:
+            raise  # our own bug
+        print(f"error: {error}; `python -m transformer doctor` says what is missing", file=sys.stderr)
+        return 1
+    code: int = command.main(rest)
     return code
 
 

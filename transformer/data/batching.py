@@ -1,9 +1,4 @@
-"""Batches that fit a budget of tokens, padding counted, from pairs of similar length.
-
-Pairs are sorted by length, ties in random order, cut into batches greedily, and the batches are shuffled.
-All of it is a pure function of (seed, epoch): every pair comes exactly once an epoch, and an epoch can be
-entered at any batch.
-"""
+"""Batches of padded ids, epoch by epoch, in the order that `planning` gives."""
 
 from __future__ import annotations
 
@@ -18,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.seeding import derive_seed
 from ..core.special import BOS, EOS, PAD
 from .encoded import EncodedCorpus, Ids
+from .planning import WINDOW, Batches, Plan, plan_batches, plan_epoch
+
+__all__ = ["Batch", "BatchStream", "Plan", "Sampler", "collate", "plan_batches"]
 
 
 @dataclass(frozen=True)
@@ -86,72 +83,6 @@ class Sampler(Protocol):
     def pair(self, epoch: int, index: int) -> tuple[Ids, Ids]: ...
 
 
-@dataclass(frozen=True)
-class Plan:
-    """An epoch's batches: batch k is `order[starts[k]:stops[k]]`."""
-
-    order: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    stops: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
-        return self.order[self.starts[index] : self.stops[index]]
-
-
-def plan_batches(
-    source_lengths: NDArray[np.int32],
-    target_lengths: NDArray[np.int32],
-    tokens_per_batch: int,
-    seed: int,
-    shuffle: bool = True,
-) -> Plan:
-    """Cut the pairs into batches of rows x max(longest source, longest target) <= `tokens_per_batch`.
-
-    A pair that is longer by itself is a batch by itself. Without `shuffle` the batches come longest first and
-    the seed does not matter.
-    """
-    assert tokens_per_batch > 0
-    generator = np.random.default_rng(seed)
-    order = _sorted(source_lengths, target_lengths, generator if shuffle else None)
-    longest = np.maximum(source_lengths, target_lengths).astype(np.int64)[order]
-    bounds = _cut(longest, tokens_per_batch)
-    sequence = generator.permutation(len(bounds) - 1) if shuffle else np.arange(len(bounds) - 1)[::-1]
-    return Plan(order, bounds[:-1][sequence], bounds[1:][sequence])
-
-
-def _sorted(
-    source: NDArray[Any], target: NDArray[Any], generator: np.random.Generator | None
-) -> NDArray[np.int64]:
-    """Pairs by the longer side, then by how much longer the source is than the target, ties in random order.
-
-    The longer side is what the budget counts; within one such length the second key orders both sides at
-    once. It runs up and down in turn, so that a batch which spans two lengths finds similar pairs on both
-    sides of the border. One 62-bit key (20 longer, 21 difference, 21 noise) sorts fastest.
-    """
-    limit = (1 << 20) - 1  # lengths beyond a million tokens sort as equal
-    source, target = (np.minimum(lengths, limit).astype(np.int64) for lengths in (source, target))
-    longer, difference = np.maximum(source, target), source - target
-    key = longer << 42 | np.where(longer % 2 == 0, difference, -difference) + limit << 21
-    if generator is not None:
-        key |= generator.integers(0, 1 << 21, len(key))
-    return np.argsort(key, kind="stable")
-
-
-def _cut(longest: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
-    """Bounds of greedy batches over rows in this order: take rows while (rows x longest so far) fits."""
-    bounds = [0]
-    while (start := bounds[-1]) < len(longest):
-        # No batch from here can have more rows than this: its first row alone sets the width.
-        room = max(1, tokens // int(longest[start]))
-        width = np.maximum.accumulate(longest[start : start + room])
-        used = width * np.arange(1, len(width) + 1)
-        bounds.append(start + max(1, int(np.searchsorted(used, tokens, side="right"))))
-    return np.array(bounds, np.int64)
-
-
 class BatchStream:
     """The batches of each epoch, in an order that is a function of (seed, epoch)."""
 
@@ -164,22 +95,30 @@ class BatchStream:
         shuffle: bool = True,
         sampler: Sampler | None = None,
         prefetch: int = 0,
+        window: int = WINDOW,
     ) -> None:
         """`shuffle=False`: one order for all epochs, longest first. `prefetch`: batches made ahead.
+
+        `window`: pairs that are ordered at a time (`planning`); the memory that an order takes grows with it.
 
         With a `sampler` the budget counts the plain segmentation; a sampled batch may be somewhat larger.
         """
         self.corpus, self.tokens_per_batch, self.seed = corpus, tokens_per_batch, seed
-        self._shuffle, self._sampler, self._prefetch = shuffle, sampler, prefetch
-        self._planned: tuple[int, Plan] | None = None
+        self._shuffle, self._sampler, self._prefetch, self._window = shuffle, sampler, prefetch, window
+        self._planned: tuple[int, Batches] | None = None
 
-    def plan(self, epoch: int) -> Plan:
+    def plan(self, epoch: int) -> Batches:
         """Which pairs stand in which batch of an epoch."""
         epoch = epoch if self._shuffle else 0
         if self._planned is None or self._planned[0] != epoch:
-            lengths = self.corpus.source_lengths, self.corpus.target_lengths
-            plan = plan_batches(
-                *lengths, self.tokens_per_batch, derive_seed(self.seed, "order", epoch), self._shuffle
+            self._planned = None  # two orders in memory would be one too many
+            plan = plan_epoch(
+                self.corpus,
+                self.tokens_per_batch,
+                self.seed,
+                epoch,
+                shuffle=self._shuffle,
+                window=self._window,
             )
             self._planned = epoch, plan
         return self._planned[1]

@@ -2,7 +2,8 @@
 
 An entry is a directory that appears whole, by one rename, or not at all. Two processes that want the same
 entry wait for each other where the file system can lock; where it cannot, both make it and one of the two
-equal results stays.
+equal results stays. Work that can go on where it stopped is kept when it stops, under the lock and by host: a
+lock may hold among the processes of one machine only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,37 +29,61 @@ def key_of(**parts: object) -> str:
 
 
 def fetch(
-    folder: Path, key: str, make: Callable[[Path], None], sound: Callable[[Path], bool]
+    folder: Path,
+    key: str,
+    make: Callable[[Path], None],
+    sound: Callable[[Path], bool],
+    log: Callable[[str], None] = lambda _: None,
+    *,
+    resumable: bool = False,
 ) -> tuple[Path, bool]:
     """The entry `folder/key` and whether it was made now. `make` fills an empty directory.
 
-    An entry that is not `sound` (a disk was full, a copy cut short) is made again. Raises DataError when
-    the directory cannot be written.
+    With `resumable`, `make` may get the directory that an earlier call has begun to fill. An entry that is
+    not `sound` (a disk was full, a copy cut short) is made again. Raises DataError when the directory cannot
+    be written.
     """
     entry = folder / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if entry.is_dir() and sound(entry):
             return entry, False
-        with _lock(folder / f".{key}.lock"):
+        with _lock(folder / f".{key}.lock", log) as locked:
             if entry.is_dir():
                 if sound(entry):
                     return entry, False
                 _remove(entry)
-            fresh = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=folder))
-            try:
+            with _begun(folder, key) if resumable and locked else _scratch(folder, key) as fresh:
                 make(fresh)
                 os.chmod(fresh, 0o755)
                 _publish(fresh, entry)
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
+        kept = "; what is done is kept: with room, the next start goes on from there" if resumable else ""
         raise DataError(
             f"cannot write the data cache {folder}: {error.strerror or error}{where}; "
-            "set data.cache to a directory with room that you may write"
+            f"set data.cache to a directory with room that you may write{kept}"
         ) from error
     return entry, True
+
+
+@contextmanager
+def _scratch(folder: Path, key: str) -> Iterator[Path]:
+    """A directory that is gone afterwards, unless it was given another name."""
+    fresh = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=folder))
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def _begun(folder: Path, key: str) -> Iterator[Path]:
+    """A directory that stays, with what was done, when this does not come to its end."""
+    fresh = folder / f".{key}.begun.{platform.node()}"
+    fresh.mkdir(exist_ok=True)
+    yield fresh
+    shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _publish(fresh: Path, entry: Path) -> None:
@@ -79,16 +105,21 @@ def _remove(entry: Path) -> None:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path, log: Callable[[str], None]) -> Iterator[bool]:
+    """A context that one process at a time is in; False where the file system cannot lock."""
     with open(path, "wb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log(f"waiting for another process that prepares the same ({path})")
+                fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             locked = False  # some network file systems: the rename alone keeps the entry whole
         else:
             locked = True
         try:
-            yield
+            yield locked
         finally:
             if locked:
                 fcntl.flock(file, fcntl.LOCK_UN)

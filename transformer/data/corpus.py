@@ -14,7 +14,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,14 +76,15 @@ class Oddities:
 
 
 def lines_of(
-    stream: BinaryIO, name: str, oddities: Oddities | None = None, *, strict: bool = True
+    stream: BinaryIO, name: str, oddities: Oddities | None = None, *, strict: bool = True, first: int = 1
 ) -> Iterator[str]:
     """Yield the lines of an open byte stream (a file, standard input) as text.
 
     Raises DataError when a line is longer than `LONGEST_LINE` bytes or the text is UTF-16. Without `strict`
     the line is cut there and the text read as it stands, so that N lines in stay N lines out; both are noted.
+    `first`: number of the stream's first line, if the stream is a part of the file.
     """
-    number = 0
+    number = first - 1
     while raw := stream.readline(LONGEST_LINE + 1):
         number += 1
         if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
@@ -164,35 +165,47 @@ def find(prefix: str, language: str) -> Path:
 @contextmanager
 def unpacked(path: str | Path) -> Iterator[BinaryIO]:
     """The bytes of a plain or gzip-compressed file; its first two bytes say which it is, not its name."""
-    with open(path, "rb") as raw:
-        if raw.peek(2)[:2] != b"\x1f\x8b":
-            yield raw
-            return
-        with io.BufferedReader(gzip.GzipFile(fileobj=raw), _PIECE) as stream:
-            yield stream
+    with open(path, "rb") as raw, decompressed(raw) as stream:
+        yield stream
+
+
+@contextmanager
+def decompressed(raw: io.BufferedReader) -> Iterator[BinaryIO]:
+    """The bytes of an open file, as `unpacked`."""
+    if raw.peek(2)[:2] != b"\x1f\x8b":
+        yield raw
+        return
+    with io.BufferedReader(gzip.GzipFile(fileobj=raw), _PIECE) as stream:
+        yield stream
 
 
 def read_lines(path: str | Path, oddities: Oddities | None = None) -> Iterator[str]:
     """Yield the lines of a plain or compressed file. Raises DataError with the file's name and the line."""
     path = Path(path)
     number = 0
+    with reading(path, lambda: number), unpacked(path) as stream:
+        for line in lines_of(stream, str(path), oddities):
+            number += 1
+            yield line
+    if number == 0:
+        raise DataError(f"{path}: the file is empty")
+
+
+@contextmanager
+def reading(path: Path, line: Callable[[], int]) -> Iterator[None]:
+    """A context in which what is wrong with a file becomes a DataError that tells the last line read."""
     try:
-        with unpacked(path) as stream:
-            for line in lines_of(stream, str(path), oddities):
-                number += 1
-                yield line
+        yield
     except FileNotFoundError:
         raise DataError(f"no such file: {path}") from None
     except EOFError:
         raise DataError(
-            f"{path}: the compressed file is cut short after line {number}; copy it again"
+            f"{path}: the compressed file is cut short after line {line()}; copy it again"
         ) from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a sound gzip file after line {number}: {error}") from None
+        raise DataError(f"{path}: not a sound gzip file after line {line()}: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot read: {error.strerror or error}") from None
-    if number == 0:
-        raise DataError(f"{path}: the file is empty")
 
 
 def read_pairs(
@@ -220,12 +233,19 @@ def read_pairs(
         number += 1
         yield Pair(number, left, right)
     if left is not None or right is not None:
-        longer, rest = (0, sides[0]) if left is not None else (1, sides[1])
-        total = number + 1 + sum(1 for _ in rest)
-        raise DataError(
-            f"the sides differ in length: {paths[1 - longer]} has {number} lines, "
-            f"{paths[longer]} has {total}; line {number + 1} of {paths[longer]} has no partner"
-        )
+        more = 1 + sum(1 for _ in (sides[0] if left is not None else sides[1]))
+        require_same_length(paths, (number + more, number) if left is not None else (number, number + more))
+
+
+def require_same_length(paths: tuple[Path, Path], lines: tuple[int, int]) -> None:
+    """Raise DataError when the two sides of a text have different numbers of lines."""
+    if lines[0] == lines[1]:
+        return
+    longer, number = (0 if lines[0] > lines[1] else 1), min(lines)
+    raise DataError(
+        f"the sides differ in length: {paths[1 - longer]} has {number} lines, "
+        f"{paths[longer]} has {lines[longer]}; line {number + 1} of {paths[longer]} has no partner"
+    )
 
 
 def read_parallel(prefix: str, source: str, target: str, split: Split = "test") -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""From a `data` section to encoded, filtered, memory-mapped corpora.
+"""From a `data` section to encoded, filtered corpora.
 
 Everything made here is a function of the text and the options alone, so runs that differ in seed, model or
 learning rate share it: it lies in a cache addressed by the hash of both.
@@ -59,8 +59,8 @@ def prepare(config: DataConfig, run_dir: Path, seed: int, log: Log) -> Prepared:
         SplitText(config, (config.valid,), "valid"),
     )
     log(f"reading {' + '.join(config.train)} and {config.valid} ({config.source}-{config.target})")
-    train_text.scan()
-    valid_text.scan()
+    train_text.scan(cache, log)
+    valid_text.scan(cache, log)
     tokenizers = tokenizers_for(config, train_text, run_dir / "tokenizer", cache, log)
     sampling = config.tokenizer.sampling > 0
     train, train_report = encoded_split(

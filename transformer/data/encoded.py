@@ -1,17 +1,21 @@
-"""Encoded pairs in flat, memory-mapped arrays: the memory they take does not grow with the corpus.
+"""Encoded pairs in flat files that are read row by row: the memory they take does not grow with the corpus.
 
 Per side: `ids` (uint16 or uint32, one after the other, without BOS and EOS) and `offsets` (int64, pair i is
 `ids[offsets[i]:offsets[i+1]]`). With subword sampling the raw text lies beside them in the same form.
+The files are not mapped: around each page that is asked for the system maps many, so that a process which
+reads here and there soon counts the whole file as its memory.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +34,17 @@ def id_type(vocabulary: int) -> str:
     return "uint16" if vocabulary <= 1 << 16 else "uint32"
 
 
+class Rows(Protocol):
+    """Rows of different lengths. `ends(start, stop)` are the offsets `start` to `stop`, both included."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> NDArray[Any]: ...
+    def ends(self, start: int, stop: int) -> NDArray[np.int64]: ...
+
+
 @dataclass(frozen=True)
 class Flat:
-    """Rows of different lengths, end to end: row i is `values[offsets[i]:offsets[i+1]]`."""
+    """Rows in memory, end to end: row i is `values[offsets[i]:offsets[i+1]]`."""
 
     values: NDArray[Any]
     offsets: NDArray[np.int64]
@@ -41,12 +53,8 @@ class Flat:
     def of(cls, rows: Sequence[Sequence[int]], dtype: str) -> Flat:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
-        values = np.fromiter((i for row in rows for i in row), dtype, int(offsets[-1]))
+        values = np.fromiter(chain.from_iterable(rows), dtype, int(offsets[-1]))
         return cls(values, offsets)
-
-    @classmethod
-    def open(cls, folder: Path, name: str, dtype: str) -> Flat:
-        return cls(_map(folder / f"{name}.values", dtype), _map(folder / f"{name}.offsets", "int64"))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -54,11 +62,37 @@ class Flat:
     def __getitem__(self, index: int) -> NDArray[Any]:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
+    def ends(self, start: int, stop: int) -> NDArray[np.int64]:
+        return self.offsets[start : stop + 1]
 
-def _map(path: Path, dtype: str) -> NDArray[Any]:
-    if path.stat().st_size == 0:  # an empty file cannot be mapped
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r").view(np.ndarray)  # the subclass is slow to slice
+
+class FlatFiles:
+    """The same in two files, `NAME.values` and `NAME.offsets`. Any number of threads may read."""
+
+    def __init__(self, folder: Path, name: str, dtype: str) -> None:
+        self._dtype = np.dtype(dtype)
+        self._values, self._offsets = (
+            _opened(self, folder / f"{name}.{part}") for part in ("values", "offsets")
+        )
+        self._rows = os.fstat(self._offsets).st_size // 8 - 1
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        start, end = self.ends(index, index + 1).tolist()
+        size = self._dtype.itemsize
+        return np.frombuffer(os.pread(self._values, (end - start) * size, start * size), self._dtype)
+
+    def ends(self, start: int, stop: int) -> NDArray[np.int64]:
+        return np.frombuffer(os.pread(self._offsets, 8 * (stop + 1 - start), 8 * start), np.int64)
+
+
+def _opened(owner: object, path: Path) -> int:
+    """A file to read from, as long as its owner lives."""
+    file = os.open(path, os.O_RDONLY)
+    weakref.finalize(owner, os.close, file)
+    return file
 
 
 class EncodedCorpus:
@@ -66,35 +100,53 @@ class EncodedCorpus:
 
     def __init__(
         self,
-        source: Flat,
-        target: Flat,
-        texts: tuple[Flat, Flat] | None = None,
-        target_counts: NDArray[np.int64] | None = None,
+        source: Rows,
+        target: Rows,
+        target_counts: NDArray[np.int64],
+        texts: tuple[Rows, Rows] | None = None,
     ) -> None:
+        """`target_counts`: how often each target id occurs, EOS included."""
         assert len(source) == len(target)
         self._source, self._target, self._texts = source, target, texts
-        self.source_lengths: NDArray[np.int32] = (np.diff(source.offsets) + 1).astype(np.int32)
-        self.target_lengths: NDArray[np.int32] = (np.diff(target.offsets) + 1).astype(np.int32)
-        self._target_counts = target_counts
+        self.target_counts = target_counts
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> EncodedCorpus:
         """A corpus in memory, from ids without BOS and EOS."""
         source, target = (Flat.of([pair[side] for pair in pairs], "uint32") for side in range(2))
-        return cls(source, target)
+        counts = np.bincount(target.values, minlength=EOS + 1).astype(np.int64)
+        counts[EOS] += len(target)
+        return cls(source, target, counts)
 
     @classmethod
     def open(cls, folder: Path) -> EncodedCorpus:
-        """Map what `CorpusWriter` wrote."""
+        """Open what `CorpusWriter` wrote."""
         meta = json.loads((folder / META).read_text())
-        source, target = (Flat.open(folder, f"{side}.ids", meta["dtypes"][side]) for side in SIDES)
+        source, target = (FlatFiles(folder, f"{side}.ids", meta["dtypes"][side]) for side in SIDES)
         texts = None
         if meta["texts"]:
-            texts = Flat.open(folder, "source.text", "uint8"), Flat.open(folder, "target.text", "uint8")
-        return cls(source, target, texts, _map(folder / "target.counts", "int64"))
+            texts = FlatFiles(folder, "source.text", "uint8"), FlatFiles(folder, "target.text", "uint8")
+        return cls(source, target, np.fromfile(folder / "target.counts", np.int64), texts)
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def lengths(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Source and target lengths of pairs `start` to `stop`, (stop - start,) each."""
+        source, target = (
+            (np.diff(rows.ends(start, stop)) + 1).astype(np.int32) for rows in (self._source, self._target)
+        )
+        return source, target
+
+    @property
+    def source_lengths(self) -> NDArray[np.int32]:
+        """Of all pairs, made anew each time it is asked for: four bytes a pair."""
+        return self.lengths(0, len(self))[0]
+
+    @property
+    def target_lengths(self) -> NDArray[np.int32]:
+        """Of all pairs, as `source_lengths`."""
+        return self.lengths(0, len(self))[1]
 
     def pair(self, index: int) -> tuple[Ids, Ids]:
         """Source and target ids of a pair, without BOS and EOS."""
@@ -106,77 +158,11 @@ class EncodedCorpus:
         source, target = self._texts
         return source[index].tobytes().decode(), target[index].tobytes().decode()
 
-    @property
-    def target_counts(self) -> NDArray[np.int64]:
-        """How often each target id occurs, EOS included."""
-        if self._target_counts is None:
-            counts = np.bincount(self._target.values, minlength=EOS + 1).astype(np.int64)
-            counts[EOS] += len(self)
-            self._target_counts = counts
-        return self._target_counts
-
     def unigram_entropy(self) -> float:
         """H = -sum p log p, nats per target token: the loss of one who knows only how often tokens occur."""
         counts = self.target_counts[self.target_counts > 0].astype(np.float64)
         shares = counts / counts.sum()
         return float(-(shares * np.log(shares)).sum())
-
-
-class CorpusWriter:
-    """Appends encoded pairs to files in a directory; `close` writes the summary that makes them a corpus."""
-
-    def __init__(self, folder: Path, vocabularies: tuple[int, int], texts: bool) -> None:
-        self._folder, self._texts = folder, texts
-        self._dtypes = {side: id_type(size) for side, size in zip(SIDES, vocabularies, strict=True)}
-        self._counts = np.zeros(vocabularies[1], np.int64)
-        self._pairs = 0
-        self._stack = ExitStack()
-        self._files: dict[str, tuple[BinaryIO, BinaryIO]] = {}
-        self._ends: dict[str, int] = {}
-        for name in [f"{side}.ids" for side in SIDES] + [f"{side}.text" for side in SIDES if texts]:
-            values, offsets = self._create(f"{name}.values"), self._create(f"{name}.offsets")
-            offsets.write(np.zeros(1, np.int64).tobytes())
-            self._files[name], self._ends[name] = (values, offsets), 0
-
-    def _create(self, name: str) -> BinaryIO:
-        return self._stack.enter_context((self._folder / name).open("wb"))
-
-    def __enter__(self) -> CorpusWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def add(self, ids: tuple[list[list[int]], list[list[int]]], texts: tuple[list[str], list[str]]) -> None:
-        """Append a chunk: rows of ids, and the raw text of the same rows."""
-        for number, side in enumerate(SIDES):
-            flat = Flat.of(ids[number], self._dtypes[side])
-            self._append(f"{side}.ids", flat)
-            if side == "target":
-                self._counts += np.bincount(flat.values, minlength=len(self._counts))
-            if self._texts:
-                self._append(f"{side}.text", Flat.of([text.encode() for text in texts[number]], "uint8"))
-        self._counts[EOS] += len(ids[1])
-        self._pairs += len(ids[1])
-
-    def _append(self, name: str, flat: Flat) -> None:
-        values, offsets = self._files[name]
-        values.write(flat.values.tobytes())
-        offsets.write((flat.offsets[1:] + self._ends[name]).tobytes())
-        self._ends[name] += int(flat.offsets[-1])
-
-    def close(self, report: SplitReport) -> None:
-        self._stack.close()
-        self._counts.tofile(self._folder / "target.counts")
-        sizes = {path.name: path.stat().st_size for path in sorted(self._folder.iterdir())}
-        meta = {
-            "pairs": self._pairs,
-            "dtypes": self._dtypes,
-            "texts": self._texts,
-            "report": asdict(report),
-            "sizes": sizes,
-        }
-        (self._folder / META).write_text(json.dumps(meta, indent=1) + "\n")
 
 
 def is_sound(folder: Path) -> bool:

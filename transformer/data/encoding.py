@@ -1,4 +1,4 @@
-"""Encode and filter a split into memory-mapped arrays, and say what was left out and why."""
+"""Encode and filter a split into flat files, and say what was left out and why."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from ..core.cpus import usable_cpus
 from ..core.errors import DataError
-from ..core.special import UNK
-from . import report as why
 from .cache import fetch, key_of
+from .chunks import Chunk, Recipe
 from .config import DataConfig
 from .corpus import Pair
-from .encoded import CorpusWriter, EncodedCorpus, is_sound, report_of
+from .encoded import EncodedCorpus, is_sound, report_of
+from .meter import Meter
 from .report import SplitReport
 from .splits import SplitText
 from .tokenizer import Tokenizer
+from .workers import encode_all
+from .writing import CorpusWriter
 
-_CHUNK = 10_000  # pairs in memory at a time
+_CHUNK = 10_000  # pairs that a process has in memory at a time
+_WORTHWHILE = 200_000  # pairs from which on it pays to start processes
 _FORMAT = 1  # raise it when the same options come to mean other arrays
 
 Log = Callable[[str], None]
@@ -36,8 +40,7 @@ def encoded_split(
     log: Log,
 ) -> tuple[EncodedCorpus, SplitReport]:
     def make(folder: Path) -> None:
-        log(f"encoding {text.count:,} pairs of {text.split}")
-        _encode(config, text, tokenizers, folder, texts=texts, drops=drops)
+        _encode(config, text, tokenizers, folder, texts=texts, drops=drops, log=log)
 
     key = key_of(
         kind="encoded",
@@ -52,7 +55,7 @@ def encoded_split(
         texts=texts,
         drops=drops,
     )
-    entry, made = fetch(cache / "encoded", key, make, is_sound)
+    entry, made = fetch(cache / "encoded", key, make, is_sound, log, resumable=True)
     if not made:
         log(f"{text.split}: encoded text from the cache ({entry})")
     # Other bytes can hold the same text, so what was odd about them is not the entry's to say.
@@ -67,47 +70,35 @@ def _encode(
     *,
     texts: bool,
     drops: bool,
+    log: Log,
 ) -> None:
-    report = SplitReport(text.split, drops=drops)
-    limit = config.max_length - 1
-    with CorpusWriter(folder, (tokenizers[0].size, tokenizers[1].size), texts) as writer:
-        for chunk in _chunks(text.located(), _CHUNK):
-            sources = tokenizers[0].encode_batch([pair.source for _, pair in chunk])
-            targets = tokenizers[1].encode_batch([pair.target for _, pair in chunk])
-            keep = []
-            for row, (prefix, pair) in enumerate(chunk):
-                reason = _reason(config, pair, len(sources[row]), len(targets[row]))
-                if reason:
-                    shown = pair.target if reason == why.EMPTY_SOURCE else pair.source
-                    report.add(reason, f"{prefix}, line {pair.line}", shown)
-                if not (reason and drops):
-                    keep.append(row)
-            kept = [sources[row][:limit] for row in keep], [targets[row][:limit] for row in keep]
-            writer.add(kept, ([chunk[row][1].source for row in keep], [chunk[row][1].target for row in keep]))
-            report.read += len(chunk)
-            report.kept += len(keep)
-            report.source_tokens += sum(len(ids) for ids in kept[0])
-            report.target_tokens += sum(len(ids) for ids in kept[1])
-            report.source_unknown += sum(ids.count(UNK) for ids in kept[0])
-            report.target_unknown += sum(ids.count(UNK) for ids in kept[1])
-        writer.close(report)
+    """Fill `folder`, or go on with what a process that was killed has left there."""
+    source, target = tokenizers
+    recipe = Recipe(
+        split=text.split,
+        models=(source.model, target.model),
+        max_length=config.max_length,
+        max_ratio=config.max_ratio,
+        drop_copies=config.drop_copies,
+        texts=texts,
+        drops=drops,
+    )
+    empty = SplitReport(text.split, drops=drops)
+    with CorpusWriter(folder, (source.size, target.size), texts, empty) as writer:
+        done = writer.report.read
+        begun = f", {done:,} of them done before" if done else ""
+        workers = usable_cpus() if text.count - done >= _WORTHWHILE else 1
+        by = f" in {workers} processes" if workers > 1 else ""
+        log(f"encoding {text.count:,} pairs of {text.split}{begun}{by}")
+        with Meter(f"encoding {text.split}", text.count, "pairs", log, done=done) as meter:
+            chunks = _chunks(islice(text.located(), done, None), _CHUNK)
+            for part in encode_all(recipe, chunks, workers):
+                writer.add(part.flats, part.report)
+                meter.add(part.report.read)
+        writer.close()
 
 
-def _reason(config: DataConfig, pair: Pair, source: int, target: int) -> str | None:
-    """Why a pair is no good for training, or None. Lengths are in tokens without the end mark."""
-    if not source or not target:
-        return why.EMPTY_BOTH if source == target else why.EMPTY_TARGET if source else why.EMPTY_SOURCE
-    if max(source, target) + 1 > config.max_length:
-        return why.TOO_LONG
-    longer, shorter = max(source, target) + 1, min(source, target) + 1
-    if config.max_ratio is not None and longer > config.max_ratio * shorter:
-        return why.RATIO
-    if config.drop_copies and pair.source.strip() == pair.target.strip():
-        return why.COPY
-    return None
-
-
-def _chunks(items: Iterable[tuple[str, Pair]], size: int) -> Iterator[list[tuple[str, Pair]]]:
+def _chunks(items: Iterable[tuple[str, Pair]], size: int) -> Iterator[Chunk]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

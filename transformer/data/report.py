@@ -8,6 +8,7 @@ from typing import Any
 
 _EXAMPLES = 3
 _SHOWN = 60
+_COUNTS = ("read", "kept", "source_tokens", "target_tokens", "source_unknown", "target_unknown")
 
 EMPTY_SOURCE = "the source is blank"
 EMPTY_TARGET = "the target is blank"
@@ -38,6 +39,14 @@ class SplitReport:
         shown = self.examples.setdefault(reason, [])
         if len(shown) < _EXAMPLES:
             shown.append(f"{where}: {text[:_SHOWN]!r}" + ("..." if len(text) > _SHOWN else ""))
+
+    def merge(self, later: SplitReport) -> None:
+        """Add the counts of a part of the split that comes after what this one has counted."""
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        for reason, count in later.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+            self.examples[reason] = (self.examples.get(reason, []) + later.examples[reason])[:_EXAMPLES]
 
     def unknown_share(self, side: str) -> float:
         """Share of a side's tokens that are UNK."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from ..core.errors import DataError
 from .config import DataConfig
-from .corpus import DEMO, Oddities, Pair, Split, find, read_pairs
+from .corpus import DEMO, Oddities, Pair, Split, find, read_pairs, require_same_length
+from .meter import Meter
+from .scanning import Scan, remembered, scan_lines
+
+Log = Callable[[str], None]
 
 
 class SplitText:
@@ -19,22 +25,49 @@ class SplitText:
         self.digest = ""
         self.oddities: list[str] = []
 
-    def scan(self) -> None:
-        """Read everything once: sides equally long, text readable, and the hash that addresses the cache."""
-        digests = hashlib.sha256(), hashlib.sha256()
-        for prefix in self.prefixes:
-            notes = self._notes(prefix)
-            for pair in read_pairs(prefix, self.source, self.target, self.split, notes):
-                digests[0].update(pair.source.encode() + b"\n")
-                digests[1].update(pair.target.encode() + b"\n")
-                self.count += 1
-            self.oddities += [message for note in notes for message in note.messages()]
-        self.digest = digests[0].hexdigest() + digests[1].hexdigest()
+    def scan(self, cache: Path, log: Log) -> None:
+        """Read everything once: sides equally long, text readable, and the hash that addresses the cache.
 
-    def _notes(self, prefix: str) -> tuple[Oddities, Oddities]:
-        if prefix == DEMO:
-            return Oddities(DEMO), Oddities(DEMO)
-        return Oddities(str(find(prefix, self.source))), Oddities(str(find(prefix, self.target)))
+        Files that were scanned before and have not changed are not read. Raises DataError.
+        """
+        paths = [self._paths(prefix) for prefix in self.prefixes if prefix != DEMO]
+        what = self.prefixes, self.split, self.source, self.target
+        files = [path for pair in paths for path in pair]
+        try:
+            if DEMO in self.prefixes:  # made by this program's own grammar, which may change
+                found = self._scan(files, log)
+            else:
+                found = remembered(cache, what, files, lambda: self._scan(files, log))
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot read: {error.strerror or error}") from None
+        self.count, self.digest, self.oddities = found.count, found.digest, found.oddities
+
+    def _scan(self, files: list[Path], log: Log) -> Scan:
+        digests = hashlib.sha256(), hashlib.sha256()
+        count, remarks = 0, []
+        with Meter(
+            f"reading {self.split}", sum(path.stat().st_size for path in files), "bytes", log
+        ) as meter:
+            for prefix in self.prefixes:
+                if prefix == DEMO:
+                    for pair in read_pairs(prefix, self.source, self.target, self.split):
+                        digests[0].update(pair.source.encode() + b"\n")
+                        digests[1].update(pair.target.encode() + b"\n")
+                        count += 1
+                    continue
+                paths = self._paths(prefix)
+                notes = Oddities(str(paths[0])), Oddities(str(paths[1]))
+                lines = [
+                    scan_lines(path, digest, note, meter.add)
+                    for path, digest, note in zip(paths, digests, notes, strict=True)
+                ]
+                require_same_length(paths, (lines[0], lines[1]))
+                count += lines[0]
+                remarks += [message for note in notes for message in note.messages()]
+        return Scan(count, digests[0].hexdigest() + digests[1].hexdigest(), remarks)
+
+    def _paths(self, prefix: str) -> tuple[Path, Path]:
+        return find(prefix, self.source), find(prefix, self.target)
 
     def located(self) -> Iterator[tuple[str, Pair]]:
         for prefix in self.prefixes:

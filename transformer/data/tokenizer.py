@@ -132,8 +132,9 @@ class Tokenizer:
         ids: list[int] = self._processor.encode(clean(text))
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self._processor.encode([clean(text) for text in texts])
+    def encode_batch(self, texts: Sequence[str], threads: int = -1) -> list[list[int]]:
+        """Ids of lines; by so many threads, -1 = one for each CPU."""
+        ids: list[list[int]] = self._processor.encode([clean(text) for text in texts], num_threads=threads)
         return ids
 
     def sample(self, text: str, alpha: float, seed: int) -> list[int]:

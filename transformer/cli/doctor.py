@@ -1,0 +1,278 @@
+"""python -m transformer doctor: what was found here, and what to do about what is missing.
+
+Nothing but Python has to be installed for this command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..core.versions import satisfies
+from .machine import Facts, Package, Place, look
+
+OLDEST_PYTHON = (3, 10)
+GIB = 1 << 30
+ROOM, LITTLE_ROOM = 100 << 20, 2 * GIB  # bytes of disk below which nothing, or not much, can be kept
+MEMORY, LITTLE_MEMORY = 512 << 20, 2 * GIB
+EXTRAS = {
+    "report": "figures of studies and probes",
+    "slurm": "studies on a Slurm cluster",
+    "ctranslate2": "export to CTranslate2, and translation by it",
+    "test": "the test suite",
+    "dev": "formatting, linting and types",
+}
+INSTALL = "pip install -c constraints.txt"
+
+DESCRIPTION = """\
+Look at Python, torch, devices, packages, CPUs, memory and disk, and say what to do about what is missing.
+
+exit codes: 0 a model can be trained here; 1 it cannot, and what is marked `wrong` says why; 2 the command
+line is wrong"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`note`: training works, but something is slower, smaller or missing; `wrong`: it does not work."""
+
+    topic: str
+    state: Literal["ok", "note", "wrong"]
+    found: str
+    remedy: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the findings; 0 if training is possible, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m transformer doctor",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="directory of data.cache")
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    facts = look(arguments.cache)
+    findings = examine(facts)
+    able = all(finding.state != "wrong" for finding in findings)
+    if arguments.json:
+        found = {"can_train": able, "findings": [asdict(f) for f in findings], "facts": asdict(facts)}
+        text = json.dumps(found, indent=2)
+    else:
+        text = "\n".join([*map(shown, findings), *_summary(findings)])
+    with suppress(OSError):  # nobody reads it: the exit code tells
+        print(text)
+        sys.stdout.flush()
+    return 0 if able else 1
+
+
+def shown(finding: Finding) -> str:
+    """`note   compiler   none` and, on a line of its own, what to do."""
+    text = f"{finding.state:<6} {finding.topic:<18} {finding.found}"
+    return f"{text}\n{'':<26}-> {finding.remedy}" if finding.remedy else text
+
+
+def _summary(findings: Sequence[Finding]) -> Iterator[str]:
+    wrong = [finding.topic for finding in findings if finding.state == "wrong"]
+    yield ""
+    yield f"training is not possible: {', '.join(wrong)}" if wrong else "training is possible"
+
+
+def examine(facts: Facts) -> list[Finding]:
+    """What the facts mean. Each finding that is not ok has its remedy."""
+    return [finding for check in CHECKS for finding in check(facts)]
+
+
+def _python(facts: Facts) -> Iterator[Finding]:
+    version = ".".join(map(str, facts.python))
+    if facts.python >= OLDEST_PYTHON:
+        yield Finding("python", "ok", version)
+    else:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        yield Finding(
+            "python", "wrong", version, f"install Python {oldest} or newer, and make a new environment"
+        )
+    if facts.system not in ("Linux", "Darwin"):
+        yield Finding(
+            "system", "note", f"{facts.system} is not tested", "use Linux or macOS (on Windows, WSL 2)"
+        )
+
+
+def _torch(facts: Facts) -> Iterator[Finding]:
+    torch = facts.torch
+    if not torch.version:
+        yield Finding("torch", "wrong", f"cannot be imported: {torch.error}", f"{INSTALL} torch")
+        return
+    build = f"built for CUDA {torch.cuda}" if torch.cuda else "built for CPUs"
+    yield Finding("torch", "ok", f"{torch.version}, {build}")
+    if torch.error:
+        remedy = "try --device cpu; else install torch anew for this machine's driver: https://pytorch.org"
+        yield Finding("trial", "wrong", f"one update of a small model fails: {torch.error}", remedy)
+    else:
+        yield Finding("trial", "ok", "one update of a small model works")
+
+
+def _devices(facts: Facts) -> Iterator[Finding]:
+    torch = facts.torch
+    if torch.gpus:
+        for number, gpu in enumerate(torch.gpus):
+            yield Finding("device", "ok", f"cuda:{number}: {gpu}")
+    elif facts.nvidia:
+        why = "its driver and this torch do not go together" if torch.cuda else "this torch is built for CPUs"
+        remedy = "install the build of torch for the CUDA version that nvidia-smi shows: https://pytorch.org"
+        yield Finding("device", "note", f"NVIDIA's driver is here, but {why}", remedy)
+    else:
+        yield Finding("device", "ok", "cpu; no GPU")
+
+
+def _precision(facts: Facts) -> Iterator[Finding]:
+    torch = facts.torch
+    if not torch.version:
+        return
+    device = "the GPU" if torch.gpus else f"the CPU ({torch.capability})"
+    reports = f" with {' and '.join(torch.reports)}" if torch.reports and not torch.gpus else ""
+    if torch.fast_bf16:
+        yield Finding("precision", "ok", f"train.precision auto takes bf16: {device}{reports} is fast at it")
+        return
+    yield Finding(
+        "precision",
+        "note",
+        f"train.precision auto takes float32: {device} reports neither AVX512-BF16 nor AMX, nor is it a "
+        "GPU of compute capability 8",
+        "leave it at auto: bf16 works here and would not be faster; a machine that reports one would",
+    )
+
+
+def _kernels(facts: Facts) -> Iterator[Finding]:
+    if not facts.torch.version or facts.torch.gpus:
+        return
+    if facts.torch.onednn:
+        yield Finding("oneDNN", "ok", "large float32 products of training are oneDNN's")
+    elif facts.processor.lower() in ("x86_64", "amd64"):
+        remedy = "install torch from its own index (https://pytorch.org), whose builds have it"
+        yield Finding(
+            "oneDNN", "note", "this torch has no oneDNN product: float32 training may be slower", remedy
+        )
+    else:
+        yield Finding("oneDNN", "ok", f"not used on {facts.processor}")
+
+
+def _compiler(facts: Facts) -> Iterator[Finding]:
+    if facts.compiler:
+        yield Finding("compiler", "ok", f"{facts.compiler}, for train.compile")
+    else:
+        remedy = "install g++ or clang++, or name one in CXX; or leave train.compile at false"
+        yield Finding("compiler", "note", "no C++ compiler: train.compile does not work on a CPU", remedy)
+
+
+def _packages(facts: Facts) -> Iterator[Finding]:
+    if not facts.packages:
+        remedy = f"in the checkout: {INSTALL} -e ."
+        yield Finding("packages", "note", "this toolkit is not installed: no versions were compared", remedy)
+        return
+    required = [package for package in facts.packages if not package.extra]
+    poor = [package for package in required if _fault(package)]
+    for package in poor:
+        remedy = f'pip install "{package.name}{package.wanted}"'
+        yield Finding("packages", "wrong", f"{package.name} {_fault(package)}", remedy)
+    if not poor:
+        versions = ", ".join(f"{package.name} {package.installed}" for package in required)
+        yield Finding("packages", "ok", versions)
+    for extra in dict.fromkeys(package.extra for package in facts.packages if package.extra):
+        faults = [
+            f"{package.name} {fault}"
+            for package in facts.packages
+            if package.extra == extra and (fault := _fault(package))
+        ]
+        purpose = EXTRAS.get(extra, "optional")
+        if faults:
+            remedy = f'if you want that: {INSTALL} -e ".[{extra}]"'
+            yield Finding(f"extra {extra}", "note", f"{purpose}: {'; '.join(faults)}", remedy)
+        else:
+            yield Finding(f"extra {extra}", "ok", purpose)
+
+
+def _fault(package: Package) -> str:
+    """`is not installed`, `1.2 is not >=2.9`, or nothing."""
+    if package.installed is None:
+        return "is not installed"
+    return (
+        "" if satisfies(package.installed, package.wanted) else f"{package.installed} is not {package.wanted}"
+    )
+
+
+def _cpus(facts: Facts) -> Iterator[Finding]:
+    usable = facts.usable_cpus
+    share = f"{usable} of {facts.cpus}" if usable < facts.cpus else f"{usable}"
+    if facts.quota is not None and facts.quota < usable:
+        threads = max(1, int(facts.quota))
+        remedy = f"--set train.threads={threads}: more threads than that wait for each other"
+        yield Finding(
+            "cpus", "note", f"{share}, of which a cgroup grants the time of {facts.quota:.3g}", remedy
+        )
+    else:
+        yield Finding("cpus", "ok", share)
+    if facts.omp_threads and facts.omp_threads.isdigit() and int(facts.omp_threads) < usable:
+        remedy = f"unset it, or --set train.threads={usable}, unless other runs use the rest"
+        found = f"OMP_NUM_THREADS={facts.omp_threads} keeps torch from using {usable} CPUs"
+        yield Finding("threads", "note", found, remedy)
+
+
+def _memory(facts: Facts) -> Iterator[Finding]:
+    free, found = (
+        facts.memory_available,
+        f"{_size(facts.memory_available)} of {_size(facts.memory)} available",
+    )
+    if facts.memory_limit is not None and facts.memory_limit < facts.memory:
+        free, found = min(free, facts.memory_limit), f"{found}; a cgroup grants {_size(facts.memory_limit)}"
+    if free >= LITTLE_MEMORY:
+        yield Finding("memory", "ok", found)
+        return
+    remedy = "end other programs; use smaller train.batch_tokens with train.accumulate, or a smaller model"
+    yield Finding("memory", "note" if free >= MEMORY else "wrong", found, remedy)
+
+
+def _places(facts: Facts) -> Iterator[Finding]:
+    for place in facts.places:
+        found = f"{place.path}: {_size(place.free)} free"
+        if not place.writable:
+            yield Finding(place.what, "wrong", f"{place.path}: cannot be written", _elsewhere(place))
+        elif place.free < LITTLE_ROOM:
+            remedy = f"delete what is not needed, or {_elsewhere(place)}"
+            yield Finding(place.what, "note" if place.free >= ROOM else "wrong", found, remedy)
+        else:
+            yield Finding(place.what, "ok", found)
+
+
+def _elsewhere(place: Place) -> str:
+    return {
+        "data cache": "set data.cache to a directory with room that you may write",
+        "temporary files": "set TMPDIR to a directory with room that you may write",
+    }.get(place.what, "give --run-dir and data.cache in a directory with room that you may write")
+
+
+def _size(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"
+
+
+CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
+    _python,
+    _torch,
+    _devices,
+    _precision,
+    _kernels,
+    _compiler,
+    _packages,
+    _cpus,
+    _memory,
+    _places,
+)
