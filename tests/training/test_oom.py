@@ -53,7 +53,7 @@ class _Fails(torch.autograd.Function):
 def shortage(
     model: Transformer, where: str, most_rows: int, make: Callable[[], BaseException], only: int = 0
 ) -> Iterator[list[int]]:
-    """A memory that holds `most_rows` rows: with more, the pass fails `where`. Gives the rows of all attempts.
+    """A memory that holds `most_rows` rows: with more, the pass fails `where`. Gives all attempts' rows.
 
     `only`: the attempt, from 1, that fails whatever its rows; 0 is by rows.
     """
@@ -163,7 +163,9 @@ def test_statistics_over_the_batch_are_not_cut() -> None:
     passes = made(norm={"encoder": "batch", "decoder": "layer"})
     with (
         shortage(passes.model, "forward", 2, ERRORS[0]) as attempts,
-        pytest.raises(OutOfMemory, match="BatchNorm takes its statistics over all of it.*train.batch_tokens"),
+        pytest.raises(
+            OutOfMemory, match=r"BatchNorm takes its statistics over all of it.*train.batch_tokens"
+        ),
     ):
         passes.run([batch_of(4)], 1)
     assert len(attempts) == 1
@@ -186,7 +188,8 @@ def test_the_split_is_said_once_with_what_to_set() -> None:
             passes.run([batch_of(4)], update)
             passes.model.zero_grad()
     (line,) = passes.news()
-    assert line.startswith("update 5: memory did not hold 4 pairs") and "train.batch_tokens" in line
+    assert line.startswith("update 5: memory did not hold 4 pairs")
+    assert "train.batch_tokens" in line
     assert "computed in 2 parts instead of 1" in line
     assert not list(passes.news())
     assert passes.fitting.count == 2

@@ -59,15 +59,15 @@ class CheckpointError(UserError):
 
 
 class OutOfMemory(UserError):
-    """Memory does not suffice. `pair` is the number of the training pair that does not fit, where it is one."""
+    """Memory does not suffice. `pair`: the number of the training pair that does not fit, where it is one."""
 
     def __init__(self, message: str, pair: int | None = None) -> None:
         super().__init__(message)
         self.pair = pair
 
 
-# What torch and the libraries of CPU and GPU say, in a RuntimeError that has no class of its own. oneDNN's words
-# do not tell a lack of memory from other reasons: the message repeats them.
+# What torch and the libraries of CPU and GPU say, in a RuntimeError that has no class of its own. oneDNN's
+# words do not tell a lack of memory from other reasons: the message repeats them.
 _ALLOCATORS = (
     *("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory"),
     *("STATUS_ALLOC_FAILED", "could not create a primitive"),

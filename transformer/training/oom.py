@@ -1,11 +1,11 @@
 """An update that memory does not hold, computed in smaller parts: the same update up to rounding.
 
-A backward pass that fails midway has already added to some gradients, and nobody knows to which. So nothing of
-a failed attempt is kept: the gradients are cleared and the whole update is computed anew, with the micro-batch
-that failed, and those at least as large, cut in two by rows; if need be again, down to single pairs. The loss
-is divided by the target tokens of the whole update, which the parts do not change, so their gradients add up
-to that of the uncut batch. What dropout draws is another draw, from the same seed. As long as nothing fails,
-this costs one function call an update and keeps no copy of anything.
+A backward pass that fails midway has already added to some gradients, and nobody knows to which. So nothing
+of a failed attempt is kept: the gradients are cleared and the whole update is computed anew, with the
+micro-batch that failed, and those at least as large, cut in two by rows; if need be again, down to single
+pairs. The loss is divided by the target tokens of the whole update, which the parts do not change, so their
+gradients add up to that of the uncut batch. What dropout draws is another draw, from the same seed. As long
+as nothing fails, this costs one function call an update and keeps no copy of anything.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ class Fitting:
         if self.count == 1:
             largest = max(micro_batches, key=_size)
             self._untold = (
-                f"update {update:,}: memory did not hold {_words(largest)}; computed in {len(parts)} parts instead"
-                f" of {len(micro_batches)}, the same update up to rounding (dropout draws anew). This costs time"
-                " whenever it happens and is said once: a smaller train.batch_tokens with a larger"
+                f"update {update:,}: memory did not hold {_words(largest)}; computed in {len(parts)} parts"
+                f" instead of {len(micro_batches)}, the same update up to rounding (dropout draws anew). This"
+                " costs time whenever it happens and is said once: a smaller train.batch_tokens with a larger"
                 " train.accumulate, or train.checkpoint_activations=true, avoids it"
             )
 
