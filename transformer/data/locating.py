@@ -9,7 +9,7 @@ from .tokenizer import Tokenizer
 
 
 def place_of(config: DataConfig, tokenizers: tuple[Tokenizer, Tokenizer], number: int) -> str:
-    """`data/train, line 17`: where the pair stands that is the `number`th, from 1, of those that filtering left.
+    """`data/train, line 17`: where the `number`th pair, from 1, of those that filtering left stands.
 
     Empty where there is no such pair: the text has changed.
     """

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
+from ..core.reading import read_json
 from ..core.rundir import CHECKPOINTS, WEIGHTS
 
 TIED = "tied"
@@ -50,7 +51,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        tied = json.loads(metadata.pop(TIED, "{}"))
+        tied = read_json(metadata.pop(TIED, "{}"))
         return tensors | {name: tensors[kept] for name, kept in tied.items()}, metadata
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file{_others(path)}") from None

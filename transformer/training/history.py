@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from ..core.reading import read_json
 
 SPIKE = 10.0  # times the median of a gradient norm's last 50 values
 EARLIER = 10  # values before one may be called a spike: gated layers start from nearly nothing
@@ -31,20 +33,25 @@ class Past:
 
 
 def read_past(path: Path) -> Past:
-    """Empty where there is no such file."""
+    """Empty where there is no such file; a line that is damaged is left out."""
     past = Past()
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        values = json.loads(line)
-        if values.get("nll") is not None:
-            past.lines.append(Line(values["update"], values["nll"], values["learning_rate"]))
-        if "probe" in values:
-            norms = {
-                f"{stack} layer {layer}": math.inf if norm is None else norm
-                for stack, names in values["probe"].items()
-                for layer, norm in enumerate(names.get("gradient", ()), start=1)
-            }
-            past.gradients.append((values["update"], norms))
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            _take_in(past, read_json(line))
     return past
+
+
+def _take_in(past: Past, values: dict[str, Any]) -> None:
+    update = int(values["update"])
+    if values.get("nll") is not None:
+        past.lines.append(Line(update, float(values["nll"]), float(values["learning_rate"])))
+    if "probe" in values:
+        norms = {
+            f"{stack} layer {layer}": math.inf if norm is None else float(norm)
+            for stack, names in values["probe"].items()
+            for layer, norm in enumerate(names.get("gradient", ()), start=1)
+        }
+        past.gradients.append((update, norms))
 
 
 def level_of(past: Past, unigram_loss: float | None) -> float:

@@ -104,7 +104,7 @@ class Passes:
                 loss, nll = sequence_loss(
                     hidden, self.model.output_weight, batch.target_out, self.label_smoothing
                 )
-            (loss / tokens).backward()
+            (loss / tokens).backward()  # type: ignore[no-untyped-call]
             total, total_nll = total + loss.detach(), total_nll + nll
         return total, total_nll
 
