@@ -41,7 +41,8 @@ JSON = (
 )
 MANIFESTS = (
     b'{"format": 2, "engine": "ctranslate2", "quantization": null, "positions": 9,'
-    b' "tokenizers": {"source": "", "target": ""}, "files": {"../../run/config.yaml": "0", "/etc/passwd": "0"}}',
+    b' "tokenizers": {"source": "", "target": ""},'
+    b' "files": {"../../run/config.yaml": "0", "/etc/passwd": "0"}}',
     *JSON,
 )
 

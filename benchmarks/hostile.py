@@ -1,9 +1,9 @@
 """Files that would run code, climb out or fill the memory: what became of each, as a table.
 
-python benchmarks/hostile.py                    # minutes; writes 1 GB through pipes and sparse files, not to disk
+python benchmarks/hostile.py                 # minutes; writes 1 GB through pipes and sparse files, not to disk
 python benchmarks/hostile.py --only pickle
 
-Every function of FAULTS gives rows (fault, times tried, outcome); an outcome that begins with `FAILED` is one.
+Every function of FAULTS gives rows (fault, times tried, outcome); `FAILED` begins what should not be so.
 """
 
 from __future__ import annotations
@@ -217,11 +217,9 @@ def long_lines(bench: Bench) -> Iterator[Row]:
         file.truncate(1 << 30)
     found = measured(["translate", run, "--input", str(sparse)])
     yield _bounded("1 GB of NUL without a line end as --input, translated", found, 0, 1)
-    for name, lines in (("--prefix", 1), ("--score", 1), ("--reference", 1)):
+    for name, code in (("--prefix", 1), ("--score", 1), ("--reference", 0)):
         found = measured(["translate", run, name, str(sparse)], lambda pipe: pipe.write(b"one\n"))
-        yield _bounded(
-            f"1 GB without a line end as {name}", found, 1 if name == "--score" else found[0], None
-        )
+        yield _bounded(f"1 GB without a line end as {name}", found, code)
 
 
 def long_training(bench: Bench) -> Iterator[Row]:
@@ -240,7 +238,7 @@ def long_training(bench: Bench) -> Iterator[Row]:
     )
     texts = {
         "a line of 100,000 words": b"red house " * 50_000,
-        "a line of 60 MB": b"red house " * 6_000_000,
+        "a line of 16 MB": b"red house " * 1_600_000,
         "a line of 1 GB": None,
     }
     for name, line in texts.items():
@@ -273,8 +271,8 @@ def vocabularies(bench: Bench) -> Iterator[Row]:
     base = Path(bench.config).read_text().replace(f"{bench.folder}/train", f"{folder}/train")
     base = base.replace(f"{bench.folder}/valid", f"{folder}/valid")
     asked = {
-        "a vocabulary of one piece": ("tokenizer: {path: %s}, max_unknown: 0.9" % folder, 0),
-        "a vocabulary of one piece, most of the text unknown to it": ("tokenizer: {path: %s}" % folder, 1),
+        "a vocabulary of one piece": (f"tokenizer: {{path: {folder}}}, max_unknown: 0.9", 0),
+        "a vocabulary of one piece, most of the text unknown to it": (f"tokenizer: {{path: {folder}}}", 1),
         "text of one word, vocabulary of 6": ("tokenizer: {vocab_size: 6, type: char}", 0),
         "text of one word, vocabulary of 5 asked for": ("tokenizer: {vocab_size: 5}", 1),
         "text of one word, vocabulary of 8000 asked for": ("tokenizer: {vocab_size: 8000}", 1),
@@ -305,17 +303,18 @@ def limits(bench: Bench) -> Iterator[Row]:
     ):
         answer = call(translate, [run, *flags], b"one\n")
         yield _row(f"translate.py {' '.join(flags)}", answer.code == 2, "refused, exit code 2")
-    for file in ("/dev/zero",):
-        yield _bounded(f"{file} as configuration", measured(["train", file, "--check"]), 2)
+    yield _bounded("/dev/zero as configuration", measured(["train", "/dev/zero", "--check"]), 2)
     yield _bounded("/dev/zero as weights", measured(["translate", run, "--checkpoint", "/dev/zero"]), 1)
     header = struct.pack("<Q", 1 << 62) + b"{}"
     with bench.damaged(bench.run / "model.safetensors", header):
         yield _bounded("weights that announce a header of 2^62 bytes", measured(["translate", run]), 1)
     flags = ["--beam", "1000", "--max-length", "100000", "--set", "decode.max_length_ratio=1e9"]
-    model = bench.kept[bench.run / "config.yaml"].replace(b"decoder_layers: 1", b"decoder_layers: 1")
-    with bench.damaged(bench.run / "config.yaml", model):
-        found = measured(["translate", run, *flags, "--min-length", "64"], lambda pipe: pipe.write(b"one\n"))
-    yield _bounded("1,000 hypotheses of up to 100,000 subwords", found, found[0] and 2)
+    config = bench.config.read_text().replace("decoder_layers: 1", "decoder_layers: 100")
+    config = config.replace("updates: 2", "updates: 1")
+    run = str(bench.folder / "deep")
+    assert not call(train, [bench.file("deep.yaml", config.encode()), "--run-dir", run]).code
+    found = measured(["translate", run, *flags], lambda pipe: pipe.write(b"one\n"))
+    yield _bounded("100 layers, 1,000 hypotheses of up to 100,000 subwords", found, 2)
 
 
 FAULTS = (pickles, tags, climbing, limits, vocabularies, long_lines, long_training)

@@ -183,9 +183,8 @@ def test_a_pair_that_does_not_fit_is_named_by_its_line(
     text = "".join(["one two.\n", "\n", "x" * 30 + "\n", "red house sees one small cat.\n", "one two.\n"])
     for side in ("en", "de"):
         bench.file(f"tight.{side}", text.encode())
-    config = (
-        bench.config.read_text().replace("/train\n", "/tight\n").replace("data:", "data:\n  max_length: 30")
-    )
+    config = bench.config.read_text().replace("/train\n", "/tight\n")
+    config = config.replace("data:", "data:\n  max_length: 30")
     config = config.replace("vocab_size: 40, type: char", f"path: {bench.run}/tokenizer")
     run = _short_of_memory(monkeypatch, longest=20)
     config = config.replace("cache:", "max_unknown: 0.99\n  cache:")

@@ -58,7 +58,7 @@ _Loader.add_constructor(_YAML + "float", _Loader.construct_decimal)
 
 
 def read_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for every text that is none, one nested too deeply as well."""
+    """The value of a JSON text. Raises ValueError for all that is none, also what is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:

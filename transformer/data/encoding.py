@@ -20,6 +20,10 @@ from .splits import SplitText
 from .tokenizer import Tokenizer
 
 _CHUNK = 10_000  # pairs in memory at a time
+_CHUNK_CHARACTERS = 1 << 25  # the same, where they are huge
+# No subword is longer on average. What lies beyond `max_length` of them is not looked at: it would take
+# SentencePiece a hundred bytes a character to tell that the pair is too long.
+_CHARACTERS_PER_SUBWORD = 32
 _FORMAT = 1  # raise it when the same options come to mean other arrays
 
 Log = Callable[[str], None]
@@ -70,10 +74,11 @@ def _encode(
 ) -> None:
     report = SplitReport(text.split, drops=drops)
     limit = config.max_length - 1
+    most = longest_text(config)
     with CorpusWriter(folder, (tokenizers[0].size, tokenizers[1].size), texts) as writer:
         for chunk in _chunks(text.located(), _CHUNK):
-            sources = tokenizers[0].encode_batch([pair.source for _, pair in chunk])
-            targets = tokenizers[1].encode_batch([pair.target for _, pair in chunk])
+            sources = tokenizers[0].encode_batch([pair.source[:most] for _, pair in chunk])
+            targets = tokenizers[1].encode_batch([pair.target[:most] for _, pair in chunk])
             keep = []
             for row, (prefix, pair) in enumerate(chunk):
                 reason = _reason(config, pair, len(sources[row]), len(targets[row]))
@@ -97,7 +102,7 @@ def _reason(config: DataConfig, pair: Pair, source: int, target: int) -> str | N
     """Why a pair is no good for training, or None. Lengths are in tokens without the end mark."""
     if not source or not target:
         return why.EMPTY_BOTH if source == target else why.EMPTY_TARGET if source else why.EMPTY_SOURCE
-    if max(source, target) + 1 > config.max_length:
+    if max(source, target) + 1 > config.max_length or max(map(len, pair[1:])) > longest_text(config):
         return why.TOO_LONG
     longer, shorter = max(source, target) + 1, min(source, target) + 1
     if config.max_ratio is not None and longer > config.max_ratio * shorter:
@@ -107,9 +112,21 @@ def _reason(config: DataConfig, pair: Pair, source: int, target: int) -> str | N
     return None
 
 
+def longest_text(config: DataConfig) -> int:
+    """Characters of a side that are looked at; with more it is too long."""
+    return config.max_length * _CHARACTERS_PER_SUBWORD
+
+
 def _chunks(items: Iterable[tuple[str, Pair]], size: int) -> Iterator[list[tuple[str, Pair]]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
+    chunk: list[tuple[str, Pair]] = []
+    characters = 0
+    for item in items:
+        chunk.append(item)
+        characters += len(item[1].source) + len(item[1].target)
+        if len(chunk) == size or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
 
 
