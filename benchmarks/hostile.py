@@ -1,6 +1,6 @@
 """Files that would run code, climb out or fill the memory: what became of each, as a table.
 
-python benchmarks/hostile.py                 # minutes; writes 1 GB through pipes and sparse files, not to disk
+python benchmarks/hostile.py               # minutes; writes 1 GB through pipes and sparse files, not to disk
 python benchmarks/hostile.py --only pickle
 
 Every function of FAULTS gives rows (fault, times tried, outcome); `FAILED` begins what should not be so.

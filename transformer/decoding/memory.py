@@ -29,8 +29,8 @@ def refuse_too_much(
     if needed > (there := memory_of(device)):
         rows = config.rows_per_line
         message = (
-            f"{rows:,} hypotheses of up to {longest:,} subwords each take {needed / 1e9:,.2g} GB for one line,"
-            f" of {there / 1e9:,.2g} that there are"
+            f"{rows:,} hypotheses of up to {longest:,} subwords each take {needed / 1e9:,.2g} GB for one"
+            f" line, of {there / 1e9:,.2g} that there are"
         )
         name = "n_best" if config.search == "sampling" else "beam"
         hint = f"lower decode.{name}, decode.max_length or decode.max_length_ratio"
