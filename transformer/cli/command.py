@@ -12,15 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
-from ..core.errors import UserError
+from ..core.errors import OutOfMemory, UserError, is_out_of_memory
 from ..core.loading import Override
 
 Main: TypeAlias = Callable[..., int]
 
 INTERRUPTED = 130
 EXIT_CODES = """\
-exit codes: 0 done; 1 a data file, checkpoint or run directory cannot be used; 2 the configuration or the
-command line is wrong; 3 the run diverged; 130 interrupted by Ctrl-C or SIGTERM, with what was done saved"""
+exit codes: 0 done; 1 a data file, checkpoint or run directory cannot be used, or memory does not suffice;
+2 the configuration or the command line is wrong; 3 the run diverged; 130 interrupted by Ctrl-C or SIGTERM,
+with what was done saved"""
+MEMORY = (
+    "set a smaller train.batch_tokens or data.max_length in training, decode.batch_tokens, decode.beam or"
+    " --threads in translation, or a smaller model"
+)
 
 
 def command(run: Callable[[Sequence[str]], int]) -> Main:
@@ -48,6 +53,12 @@ def command(run: Callable[[Sequence[str]], int]) -> Main:
             _complain(f"error: {named}{error.strerror or error}")
             _discard_stdout()
             return UserError.exit_code
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            _complain(f"error: memory does not suffice ({_first_line(error)}); {MEMORY}")
+            _discard_stdout()
+            return OutOfMemory.exit_code
 
     return main
 
@@ -97,6 +108,10 @@ def _brief_threads() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _complain(text: str) -> None:

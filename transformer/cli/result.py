@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core.errors import CheckpointError
 from ..core.plans import shown
+from ..core.reading import read_json
 from ..core.rundir import RESULT
 from ..model.transformer import Transformer
 from ..training.checkpoint import write_atomically
@@ -83,7 +84,7 @@ def read_result(run_dir: Path) -> dict[str, Any]:
     """What result.json holds; CheckpointError when it is missing or no JSON object."""
     path = run_dir / RESULT
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: no scores here ({error}); has the run ended?") from error
     if not isinstance(result, dict):

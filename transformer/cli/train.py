@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import torch
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, OutOfMemory
 from ..core.loading import to_yaml
 from ..core.plans import shown
 from ..core.rundir import CHECKPOINTS, CONFIG_FILE, DATA_REPORT, RESULT, TESTS, WEIGHTS
 from ..core.seal import sealed
 from ..data.batching import BatchStream
 from ..data.dataset import Prepared, prepare, read_parallel
+from ..data.locating import place_of
 from ..decoding.translator import Translator
 from ..evaluation.validation import Validator, score_test_sets
 from ..model.transformer import Transformer
@@ -90,7 +91,12 @@ def train(
     _write_text(run_dir / CONFIG_FILE, sealed(to_yaml(config)))
     settle(run_dir)
     (run_dir / RESULT).unlink(missing_ok=True)  # an earlier end's; until this one comes there is none
-    outcome = trainer.fit()
+    try:
+        outcome = trainer.fit()
+    except OutOfMemory as error:
+        tokenizers = data.source_tokenizer, data.target_tokenizer
+        where = "" if error.pair is None else place_of(config.data, tokenizers, error.pair)
+        raise OutOfMemory(f"{where}: {error}" if where else str(error), error.pair) from error
     result = describe_result(config, outcome, model, command_line)
     write_result(run_dir, result)
     if outcome.status == "completed" and tests:

@@ -56,3 +56,26 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint or run directory is missing, cut short, or of another model."""
+
+
+class OutOfMemory(UserError):
+    """Memory does not suffice. `pair`: the number of the training pair that does not fit, where it is one."""
+
+    def __init__(self, message: str, pair: int | None = None) -> None:
+        super().__init__(message)
+        self.pair = pair
+
+
+# What torch and the libraries of CPU and GPU say, in a RuntimeError that has no class of its own. oneDNN's
+# words do not tell a lack of memory from other reasons: the message repeats them.
+_ALLOCATORS = (
+    *("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory"),
+    *("STATUS_ALLOC_FAILED", "could not create a primitive"),
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did an allocation fail? torch's own class is known by its name, as torch is not imported here."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATORS)

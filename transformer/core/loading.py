@@ -26,6 +26,7 @@ from .reading import Document, KeyPath, read_yaml
 from .registry import nearest
 
 S = TypeVar("S", bound=Section)
+LARGEST = 4_000_000  # bytes of a file; reading on would fill the memory, of /dev/zero for ever
 
 
 class _Dumper(yaml.SafeDumper):
@@ -192,7 +193,9 @@ def _documents(name: str, chain: tuple[str, ...], source: str, problems: list[Pr
         return
     try:
         with open(name, "rb") as file:
-            content = file.read()
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST:,} bytes, and is no configuration")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         problems.append(Problem("", f"cannot read {name}: {reason}", source, similar_file(name)))

@@ -20,6 +20,7 @@ KeyPath = tuple[str, ...]
 
 _YAML = "tag:yaml.org,2002:"
 _REFUSED = object()  # stands for a value that is a problem already
+_LONGEST_NUMBER = 1024  # bits
 _SCALARS = {_YAML + name for name in ("null", "bool", "int", "float", "str")}
 
 
@@ -46,11 +47,22 @@ class _Loader(yaml.SafeLoader):
             raise ValueError("a number in base 60")
         if node.tag == _YAML + "float":
             return self.construct_yaml_float(node)
-        return int(text, 0 if re.match("[-+]?0[xb]", text) else 10)
+        number = int(text, 0 if re.match("[-+]?0[xb]", text) else 10)
+        if number.bit_length() > _LONGEST_NUMBER:  # Python would not even print it
+            raise ValueError("a number of so many digits")
+        return number
 
 
 _Loader.add_constructor(_YAML + "int", _Loader.construct_decimal)
 _Loader.add_constructor(_YAML + "float", _Loader.construct_decimal)
+
+
+def read_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for all that is none, also what is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def written(value: Any) -> str:
@@ -120,7 +132,7 @@ def _value(loader: _Loader, document: Document, node: yaml.Node, path: KeyPath) 
         return _REFUSED if _REFUSED in items else items
     if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
         try:
-            return loader.construct_object(node)
+            return _sound(loader.construct_object(node))
         except (ValueError, OverflowError, LookupError, yaml.YAMLError):
             document.wrong(f"cannot read {node.value[:40]!r}", line, path=path, hint="write text in quotes")
             return _REFUSED
@@ -129,6 +141,18 @@ def _value(loader: _Loader, document: Document, node: yaml.Node, path: KeyPath) 
     tag = node.tag.replace(_YAML, "!!")
     document.wrong(f"the tag {tag} is not allowed", line, path=path, hint="only plain values may stand here")
     return _REFUSED
+
+
+def _sound(value: Any) -> Any:
+    """The value; ValueError for text that no file name and no terminal takes: with NUL, or half a surrogate.
+
+    The halves by which Python writes bytes of a file name that are not UTF-8 are taken.
+    """
+    if isinstance(value, str):
+        value.encode("utf-8", "surrogateescape")
+        if "\0" in value:
+            raise ValueError("a NUL character")
+    return value
 
 
 def _mapping(loader: _Loader, document: Document, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:

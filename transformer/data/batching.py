@@ -51,6 +51,20 @@ class Batch:
             self.target_tokens,
         )
 
+    def rows(self, rows: slice) -> Batch:
+        """Some of its pairs, padded to the longest of them."""
+        source, target_in, target_out = self.source[rows], self.target_in[rows], self.target_out[rows]
+        source_lengths, target_lengths = (source != PAD).sum(1), (target_out != PAD).sum(1)
+        longest = int(target_lengths.max())
+        return Batch(
+            source[:, : int(source_lengths.max())],
+            target_in[:, :longest],
+            target_out[:, :longest],
+            self.indices[rows],
+            int(source_lengths.sum()),
+            int(target_lengths.sum()),
+        )
+
 
 def collate(pairs: Sequence[tuple[Any, Any]], indices: Sequence[int] | NDArray[np.int64]) -> Batch:
     """Pad pairs of ids (without BOS and EOS; arrays or lists) into a Batch."""

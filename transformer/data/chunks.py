@@ -14,6 +14,10 @@ from .encoded import SIDES, Flat, id_type
 from .report import SplitReport
 from .tokenizer import Tokenizer
 
+# No subword is longer on average. What lies beyond `max_length` of them is not looked at: it would take
+# SentencePiece a hundred bytes a character to tell that the pair is too long.
+_CHARACTERS_PER_SUBWORD = 32
+
 Chunk = Sequence[tuple[str, Pair]]  # pairs with the prefix of their files
 
 
@@ -48,14 +52,23 @@ class Encoder:
         self._source = Tokenizer(source)
         self._target = self._source if source == target else Tokenizer(target)
 
+    def judge(self, chunk: Chunk) -> tuple[list[list[int]], list[list[int]], list[str | None]]:
+        """Ids of either side, and why a pair is no good for training, or None."""
+        most = longest_text(self._recipe.max_length)
+        sources = self._source.encode_batch([pair.source[:most] for _, pair in chunk], self._threads)
+        targets = self._target.encode_batch([pair.target[:most] for _, pair in chunk], self._threads)
+        reasons = [
+            self._reason(pair, len(source), len(target))
+            for (_, pair), source, target in zip(chunk, sources, targets, strict=True)
+        ]
+        return sources, targets, reasons
+
     def encode(self, chunk: Chunk) -> Part:
         recipe, limit = self._recipe, self._recipe.max_length - 1
-        sources = self._source.encode_batch([pair.source for _, pair in chunk], self._threads)
-        targets = self._target.encode_batch([pair.target for _, pair in chunk], self._threads)
+        sources, targets, reasons = self.judge(chunk)
         report = SplitReport(recipe.split, drops=recipe.drops)
         keep = []
-        for row, ((prefix, pair), source, target) in enumerate(zip(chunk, sources, targets, strict=True)):
-            reason = self._reason(pair, len(source), len(target))
+        for row, ((prefix, pair), reason) in enumerate(zip(chunk, reasons, strict=True)):
             if reason:
                 shown = pair.target if reason == why.EMPTY_SOURCE else pair.source
                 report.add(reason, f"{prefix}, line {pair.line}", shown)
@@ -79,7 +92,9 @@ class Encoder:
         recipe = self._recipe
         if not source or not target:
             return why.EMPTY_BOTH if source == target else why.EMPTY_TARGET if source else why.EMPTY_SOURCE
-        if max(source, target) + 1 > recipe.max_length:
+        if max(source, target) + 1 > recipe.max_length or max(map(len, pair[1:])) > longest_text(
+            recipe.max_length
+        ):
             return why.TOO_LONG
         longer, shorter = max(source, target) + 1, min(source, target) + 1
         if recipe.max_ratio is not None and longer > recipe.max_ratio * shorter:
@@ -87,3 +102,8 @@ class Encoder:
         if recipe.drop_copies and pair.source.strip() == pair.target.strip():
             return why.COPY
         return None
+
+
+def longest_text(max_length: int) -> int:
+    """Characters of a side that are looked at; with more it is too long for `max_length` subwords."""
+    return max_length * _CHARACTERS_PER_SUBWORD

@@ -23,6 +23,7 @@ from .workers import encode_all
 from .writing import CorpusWriter
 
 _CHUNK = 10_000  # pairs that a process has in memory at a time
+_CHUNK_CHARACTERS = 1 << 25  # the same, where they are huge
 _WORTHWHILE = 200_000  # pairs from which on it pays to start processes
 _FORMAT = 1  # raise it when the same options come to mean other arrays
 
@@ -74,15 +75,7 @@ def _encode(
 ) -> None:
     """Fill `folder`, or go on with what a process that was killed has left there."""
     source, target = tokenizers
-    recipe = Recipe(
-        split=text.split,
-        models=(source.model, target.model),
-        max_length=config.max_length,
-        max_ratio=config.max_ratio,
-        drop_copies=config.drop_copies,
-        texts=texts,
-        drops=drops,
-    )
+    recipe = recipe_of(config, text, tokenizers, texts=texts, drops=drops)
     empty = SplitReport(text.split, drops=drops)
     with CorpusWriter(folder, (source.size, target.size), texts, empty) as writer:
         done = writer.report.read
@@ -91,16 +84,44 @@ def _encode(
         by = f" in {workers} processes" if workers > 1 else ""
         log(f"encoding {text.count:,} pairs of {text.split}{begun}{by}")
         with Meter(f"encoding {text.split}", text.count, "pairs", log, done=done) as meter:
-            chunks = _chunks(islice(text.located(), done, None), _CHUNK)
+            chunks = in_chunks(text, done)
             for part in encode_all(recipe, chunks, workers):
                 writer.add(part.flats, part.report)
                 meter.add(part.report.read)
         writer.close()
 
 
+def recipe_of(
+    config: DataConfig, text: SplitText, tokenizers: tuple[Tokenizer, Tokenizer], *, texts: bool, drops: bool
+) -> Recipe:
+    """What becomes of each pair of a split."""
+    source, target = tokenizers
+    return Recipe(
+        split=text.split,
+        models=(source.model, target.model),
+        max_length=config.max_length,
+        max_ratio=config.max_ratio,
+        drop_copies=config.drop_copies,
+        texts=texts,
+        drops=drops,
+    )
+
+
+def in_chunks(text: SplitText, done: int = 0) -> Iterator[Chunk]:
+    """The pairs of a split, those after the first `done`, as many at a time as a process takes."""
+    return _chunks(islice(text.located(), done, None), _CHUNK)
+
+
 def _chunks(items: Iterable[tuple[str, Pair]], size: int) -> Iterator[Chunk]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
+    chunk: list[tuple[str, Pair]] = []
+    characters = 0
+    for item in items:
+        chunk.append(item)
+        characters += len(item[1].source) + len(item[1].target)
+        if len(chunk) == size or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
 
 

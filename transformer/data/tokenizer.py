@@ -238,12 +238,14 @@ def _sentences(lines: Iterable[str]) -> Iterator[str]:
     limit = _LONGEST_SENTENCE // 4  # characters, of at most four bytes
     for line in lines:
         line = clean(line)
-        while len(line) > limit:
-            cut = line.rfind(" ", 0, limit) + 1 or limit
-            yield line[:cut]
-            line = line[cut:]
-        if line and not line.isspace():
-            yield line
+        start = 0  # a copy of the rest for each part would take time quadratic in the line
+        while len(line) - start > limit:
+            cut = line.rfind(" ", start, start + limit) + 1 or start + limit
+            yield line[start:cut]
+            start = cut
+        rest = line[start:]
+        if rest and not rest.isspace():
+            yield rest
 
 
 def _train(lines: Iterator[str], what: str, kind: str, size: int, config: TokenizerConfig) -> bytes:

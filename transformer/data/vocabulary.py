@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
+from ..core.reading import read_json
 from .cache import fetch, key_of
 from .config import DataConfig
 from .splits import SplitText
@@ -56,7 +57,7 @@ def tokenizers_for(
 def _kept(config: DataConfig, text: SplitText, directory: Path, log: Log) -> tuple[Tokenizer, Tokenizer]:
     """The run's own tokenizers stay, though the text may have changed: the model's ids mean their pieces."""
     try:
-        stamp = json.loads((directory / _STAMP).read_text(encoding="utf-8"))
+        stamp = read_json((directory / _STAMP).read_text(encoding="utf-8"))
         trained_with, trained_on = dict(stamp["options"]), str(stamp["text"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(

@@ -34,16 +34,17 @@ Search: TypeAlias = (
     "Callable[[NextToken, Tensor, Sequence[Limits], Sequence[int], DecodeConfig], list[list[Hypothesis]]]"
 )
 SEARCHES: Registry[Search] = Registry("search")
+MOST_HYPOTHESES = 1_000  # of a line: more fill the memory and find nothing that these do not
 
 
 class DecodeConfig(Section):
     """Options of translation. The only home of these defaults."""
 
     search: choice(SEARCHES) = Field(default="beam", description="how a translation is found")  # type: ignore[valid-type]
-    beam: Count = Field(
+    beam: Annotated[Count, Field(le=MOST_HYPOTHESES)] = Field(
         default=5, description="hypotheses kept at each step of beam search; 1 is greedy search"
     )
-    n_best: Count = Field(
+    n_best: Annotated[Count, Field(le=MOST_HYPOTHESES)] = Field(
         default=1, description="translations returned for a line; in sampling, draws for a line"
     )
     length_penalty: choice(LENGTH_PENALTIES) = Field(  # type: ignore[valid-type]
@@ -63,7 +64,7 @@ class DecodeConfig(Section):
     max_length_extra: CountOrZero = Field(
         default=20, description="b in: at most a * source subwords + b subwords"
     )
-    max_source_length: Count = Field(
+    max_source_length: Annotated[Count, Field(le=100_000)] = Field(
         default=512,
         description="a longer source line is translated from its first so many subwords, and reported",
     )
@@ -76,10 +77,10 @@ class DecodeConfig(Section):
         description="sampling: draw among the likeliest subwords that together hold this probability",
     )
     seed: Int = Field(default=1, description="sampling: the same seed draws the same translations")
-    batch_tokens: Count = Field(
+    batch_tokens: Annotated[Count, Field(le=10_000_000)] = Field(
         default=8192, description="source subwords of a batch, padding included, times hypotheses per line"
     )
-    chunk_lines: Count = Field(
+    chunk_lines: Annotated[Count, Field(le=1_000_000)] = Field(
         default=2000, description="lines read ahead and sorted by length; 1 answers each line at once"
     )
     precision: InferencePrecision = Field(

@@ -16,6 +16,7 @@ from .config import DecodeConfig
 from .engine import Engine, Models, Request
 from .hypothesis import Hypothesis
 from .limits import Limits
+from .memory import refuse_too_much
 from .penalties import LENGTH_PENALTIES
 from .ranking import NOT_NUMBERS
 from .translation import Score, Status, TextHypothesis, Translation
@@ -203,7 +204,9 @@ class Translator(LineTranslator):
         for i, model in enumerate(models):
             _check_size(i, "source", model.source_vocab, source_tokenizer.size)
             _check_size(i, "target", model.target_vocab, target_tokenizer.size)
-        super().__init__(Models(models, config.precision, device), source_tokenizer, target_tokenizer, config)
+        engine = Models(models, config.precision, device)
+        super().__init__(engine, source_tokenizer, target_tokenizer, config)
+        refuse_too_much(models, config, self.max_source, self.max_target, engine.device)
 
 
 def _check_size(index: int, side: str, model: int, tokenizer: int) -> None:

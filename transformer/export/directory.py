@@ -5,7 +5,6 @@ It holds the engine's files, `tokenizer/`, `config.yaml` (the run's, resolved) a
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..core.errors import CheckpointError, Problem
+from ..core.reading import read_json
 from ..core.rundir import CONFIG_FILE, TOKENIZERS
 from ..data.tokenizer import JOINT, SOURCE, TARGET, Tokenizer, load_tokenizers
 from .engine import CTranslate2
@@ -57,7 +57,7 @@ def unusable(directory: Path, run: Path, force: bool) -> Iterator[Problem]:
 def _is_export(directory: Path) -> bool:
     """Of any format: one that this version does not read can be replaced, too."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
+        manifest = read_json((directory / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
     return (

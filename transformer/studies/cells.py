@@ -16,7 +16,7 @@ from ..core.configuration import Section
 from ..core.errors import CheckpointError, ConfigError, Problem
 from ..core.loading import Override, load
 from ..core.plans import shown
-from ..core.reading import read_yaml
+from ..core.reading import read_json, read_yaml
 from ..core.rundir import CONFIG_FILE, RESULT
 from .config import ARM, DEPTH, DEPTHS, Study, Values
 from .metrics import scored_set
@@ -178,7 +178,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def read_result(run_dir: Path) -> dict[str, Any]:
     """What result.json holds; nothing when the run has not come to an end."""
     try:
-        result = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+        result = read_json((run_dir / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return result if isinstance(result, dict) else {}

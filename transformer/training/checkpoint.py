@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
+from ..core.reading import read_json
 from ..core.rundir import CHECKPOINTS, WEIGHTS
 from .fingerprint import tensor_digest
 
@@ -56,7 +57,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         written = metadata.pop(CHECKSUM, None)
         if written is not None and written != _checksum(tensors, metadata):
             raise ValueError("damaged: its checksum is not that of its content")
-        tied = json.loads(metadata.pop(TIED, "{}"))
+        tied = read_json(metadata.pop(TIED, "{}"))
         return tensors | {name: tensors[kept] for name, kept in tied.items()}, metadata
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file{others(path)}") from None

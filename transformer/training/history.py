@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ..core.reading import read_json
 
 SPIKE = 10.0  # times the median of a gradient norm's last 50 values
 EARLIER = 10  # values before one may be called a spike: gated layers start from nearly nothing
@@ -36,7 +37,7 @@ def read_past(path: Path) -> Past:
     past = Past()
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with suppress(ValueError, KeyError, TypeError, AttributeError):
-            _note(json.loads(line), past)
+            _note(read_json(line), past)
     return past
 
 

@@ -104,6 +104,9 @@ class Inspector(Observer):
         self.passes: list[list[tuple[Place, Tensor]]] = []
         self.gradient: list[tuple[Place, Tensor]] = []
 
+    def clear(self) -> None:
+        self.passes = []
+
     @contextmanager
     def forward(self, batch: Any) -> Iterator[None]:
         self.passes.append([])

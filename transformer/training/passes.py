@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ..core.seeding import derive_seed
 from ..model.transformer import Transformer
 from ..modules.precision import autocast
 from .loss import sequence_loss
+from .oom import Fitting
 from .progress import seed_generators
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class Observer:
     def updated(self) -> None:
         """The weights have moved."""
 
+    def clear(self) -> None:
+        """The update begins anew, in smaller parts: what was seen of it does not count."""
+
 
 UNOBSERVED = Observer()
 
@@ -68,6 +72,7 @@ class Passes:
             self.compiled = Compiled(model)
         model.encoder.checkpointed = model.decoder.checkpointed = checkpointed
         self.device = model.output_weight.device
+        self.fitting = Fitting(model)
 
     def run(
         self, micro_batches: Sequence[Any], update: int, observer: Observer = UNOBSERVED
@@ -75,10 +80,20 @@ class Passes:
         """Add up the gradients; (target tokens, sum of the loss, sum of the nll), both sums on the device.
 
         The gradient is that of the loss summed over target tokens / their number, over all micro-batches.
-        Nothing here waits for the device.
+        A micro-batch that memory does not hold is cut (oom.py). Nothing here waits for the device.
         """
-        seed_generators(derive_seed(self.seed, "update", update), self.device)
         tokens = sum(batch.target_tokens for batch in micro_batches)
+
+        def run(parts: Iterable[Any]) -> tuple[Tensor, Tensor]:
+            return self._run(parts, tokens, update, observer)
+
+        return tokens, *self.fitting.compute(run, micro_batches, update, observer.clear)
+
+    def _run(
+        self, micro_batches: Iterable[Any], tokens: int, update: int, observer: Observer
+    ) -> tuple[Tensor, Tensor]:
+        """Add up the gradients of the loss / `tokens`; the sums of loss and nll."""
+        seed_generators(derive_seed(self.seed, "update", update), self.device)
         total, total_nll = torch.zeros(2, device=self.device).unbind()
         forward = self.model.hidden if self.compiled is None or observer.hooks else self.compiled
         for micro_batch in micro_batches:
@@ -89,9 +104,15 @@ class Passes:
                 loss, nll = sequence_loss(
                     hidden, self.model.output_weight, batch.target_out, self.label_smoothing
                 )
-            (loss / tokens).backward()
+            (loss / tokens).backward()  # type: ignore[no-untyped-call]
             total, total_nll = total + loss.detach(), total_nll + nll
-        return tokens, total, total_nll
+        return total, total_nll
+
+    def news(self) -> Iterator[str]:
+        """What the log should say of the passes since this was asked the last time."""
+        if self.compiled is not None:
+            yield from self.compiled.news()
+        yield from self.fitting.news()
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:

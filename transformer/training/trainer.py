@@ -146,7 +146,7 @@ class Trainer:
         values = {"epoch": progress.epoch, **means, "learning_rate": rate}
         values |= {"target_tokens": progress.target_tokens, "seconds": progress.seconds}
         self.logbook.training(progress.update, values)
-        for line in self.passes.compiled.news() if self.passes.compiled else ():
+        for line in self.passes.news():
             self.logbook.say(line)
         self._stop_if_broken(sums)
         if not self.limits.reached(progress):

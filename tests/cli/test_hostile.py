@@ -1,0 +1,214 @@
+"""Hostile and odd input: a documented exit code, one message, as many lines out as in, and nothing runs."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hostile
+import pytest
+from fuzz import tried
+from fuzz_kinds import JSON, KINDS, Kind
+from fuzzing import Answer, Bench, call, require
+
+from transformer.cli.command import command
+from transformer.cli.data import main as data
+from transformer.cli.demo import main as demo
+from transformer.cli.train import main as train
+from transformer.cli.translate import main as translate
+from transformer.training.history import Line, read_past
+
+CASES = 300
+MANY_DIGITS = "0x" + "f" * 5000  # Python reads it, and does not print it
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("hostile")
+        patch.chdir(folder)  # where runs and caches are written that nobody named
+        yield Bench(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_case_ends_as_documented(bench: Bench, kind: Kind) -> None:
+    cases = -(-CASES * kind.share // sum(each.share for each in KINDS))
+    count, failures = tried(kind, bench, cases, start=0)
+    assert not failures, "\n\n".join(failures.values())
+    assert count >= cases // 2, "the generator gave up"
+
+
+def test_the_fuzzer_sees_a_crash_a_wrong_code_and_a_lost_line() -> None:
+    with pytest.raises(ZeroDivisionError):
+        call(lambda argv: 1 // 0, [])
+    for answer in (Answer(4, b"", "error: x\n"), Answer(1, b"", ""), Answer(1, b"", "error: x\nerror: y\n")):
+        with pytest.raises(AssertionError):
+            require(answer, [0, 1])
+    with pytest.raises(AssertionError, match="3 lines in, 2 lines out"):
+        require(Answer(0, b"a\nb\n", ""), [0], 3)
+
+
+@pytest.mark.parametrize("fault", [hostile.pickles, hostile.tags, hostile.climbing], ids=lambda f: f.__name__)
+def test_nothing_that_is_read_runs_or_climbs_out(bench: Bench, fault: Any) -> None:
+    rows = list(fault(bench))
+    assert rows
+    assert not [row for row in rows if row[2].startswith("FAILED")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: {precision: VALUE}",
+        "extends: VALUE",
+        "decode: VALUE",
+        "seed: VALUE",
+        "model: {norm: VALUE}",
+        "data: {train: [VALUE]}",
+    ],
+)
+@pytest.mark.parametrize("value", [MANY_DIGITS, '"a\\0b"', '"\\ud800"'], ids=["digits", "NUL", "surrogate"])
+def test_a_value_that_cannot_be_printed_or_opened_is_a_configuration_error(
+    bench: Bench, text: str, value: str
+) -> None:
+    file = bench.file("case.yaml", text.replace("VALUE", value).encode())
+    answer = require(call(train, [file, "--check"]), [2])
+    assert "cannot read" in answer.err
+    assert ", line 1" in answer.err
+
+
+def test_a_number_of_many_digits_on_the_command_line_is_refused(bench: Bench) -> None:
+    require(call(train, [str(bench.config), "--check", "--set", f"train.precision={MANY_DIGITS}"]), [2])
+
+
+def test_a_cache_that_no_file_system_can_name_is_refused(bench: Bench) -> None:
+    for name in ('"a\\0b"', '"\\ud800"'):
+        text = bench.config.read_text().replace(f"cache: {bench.folder}/cache", f"cache: {name}")
+        require(call(data, [bench.file("case.yaml", text.encode())]), [2])
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device")
+def test_a_configuration_without_end_is_refused(bench: Bench) -> None:
+    answer = require(call(train, ["/dev/zero", "--check"]), [2])
+    assert "no configuration" in answer.err
+
+
+@pytest.mark.parametrize("content", JSON[-2:], ids=["lists", "mappings"])
+def test_json_nested_too_deeply_is_a_damaged_file(bench: Bench, content: bytes) -> None:
+    with bench.damaged(bench.run / "result.json", content):
+        require(call(demo, [str(bench.run)]), [1])
+    (bench.run / "tokenizer/trained_from.json").write_bytes(content)
+    try:
+        require(call(train, ["--resume", str(bench.run)]), [1])
+    finally:
+        bench.restore()
+    weights = bench.kept[bench.run / "model.safetensors"]
+    (size,) = struct.unpack("<Q", weights[:8])
+    header = json.loads(weights[8 : 8 + size])
+    header["__metadata__"]["tied"] = content.decode()
+    packed = json.dumps(header).encode()
+    with bench.damaged(
+        bench.run / "model.safetensors", struct.pack("<Q", len(packed)) + packed + weights[8 + size :]
+    ):
+        require(call(translate, [str(bench.run)], b"one\n"), [1])
+
+
+def test_damaged_lines_of_the_metrics_are_left_out(tmp_path: Path) -> None:
+    good = b'{"update": 5, "nll": 3.5, "learning_rate": 0.1}\n'
+    bad = (b"\xff\n", b"{\n", b"3\n", b'{"nll": 1}\n', b'{"update": "x", "nll": []}\n', JSON[-1] + b"\n")
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(line + good for line in bad))
+    past = read_past(tmp_path / "metrics.jsonl")
+    assert past.lines == [Line(5, 3.5, 0.1)] * len(bad)
+    assert not past.gradients
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--beam", "1001"],
+        ["--json", "--search", "sampling", "--n-best", "1001"],
+        ["--max-length", "100001"],
+        ["--batch-tokens", "10000001"],
+        ["--set", "decode.chunk_lines=1000001"],
+        ["--set", "decode.max_source_length=100001"],
+    ],
+    ids=lambda flags: flags[-2],
+)
+def test_numbers_beyond_all_measure_are_refused(bench: Bench, flags: list[str]) -> None:
+    answer = require(call(translate, [str(bench.run), *flags], b"one\n"), [2])
+    assert "must be less than or equal to" in answer.err
+
+
+def test_a_search_that_no_memory_holds_is_refused_before_it_starts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformer.decoding.memory.memory_of", lambda device: 100_000)
+    assert call(translate, [str(bench.run)], b"one\n").code == 0
+    answer = require(call(translate, [str(bench.run), "--beam", "1000"], b"one\n"), [2])
+    assert "decode.beam: 1,000 hypotheses of up to 8 subwords" in answer.err
+    assert "lower decode.beam, decode.max_length" in answer.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nmore")],
+    ids=["python", "torch"],
+)
+def test_a_lack_of_memory_is_one_message(error: Exception) -> None:
+    @command
+    def main(argv: Any) -> int:
+        raise error
+
+    answer = require(call(main, []), [1])
+    assert answer.err.count("\n") == 1
+    assert "decode.batch_tokens" in answer.err
+
+
+def test_any_other_runtime_error_is_ours_and_not_hidden() -> None:
+    @command
+    def main(argv: Any) -> int:
+        raise RuntimeError("expected scalar type")
+
+    with pytest.raises(RuntimeError, match="scalar type"):
+        call(main, [])
+
+
+def test_a_pair_that_does_not_fit_is_named_by_its_line(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Two lines are left out before the pair; the model fails on the one sentence of its length.
+    text = "".join(["one two.\n", "\n", "x" * 30 + "\n", "red house sees one small cat.\n", "one two.\n"])
+    for side in ("en", "de"):
+        bench.file(f"tight.{side}", text.encode())
+    config = bench.config.read_text().replace("/train\n", "/tight\n")
+    config = config.replace("data:", "data:\n  max_length: 30")
+    config = config.replace("vocab_size: 40, type: char", f"path: {bench.run}/tokenizer")
+    run = _short_of_memory(monkeypatch, longest=20)
+    config = config.replace("cache:", "max_unknown: 0.99\n  cache:")
+    answer = run(train, [bench.file("tight.yaml", config.encode()), "--run-dir", str(tmp_path / "run")])
+    assert answer.code == 1, answer.err
+    assert f"error: {bench.folder}/tight, line 4: update 1: memory does not hold a pair" in answer.err
+
+
+def _short_of_memory(monkeypatch: pytest.MonkeyPatch, longest: int) -> Callable[..., Answer]:
+    from transformer.model.transformer import Transformer
+
+    hidden = Transformer.hidden
+
+    def short(self: Transformer, source: Any, target_in: Any) -> Any:
+        if self.training and source.shape[1] > longest:
+            raise MemoryError
+        return hidden(self, source, target_in)
+
+    monkeypatch.setattr(Transformer, "hidden", short)
+    return call
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measured by wait4")
+def test_a_line_of_many_words_is_cut_and_answered(bench: Bench) -> None:
+    words = b"one\n" + b"red house " * 50_000 + b"\ntwo\n"
+    answer = require(call(translate, [str(bench.run)], words), [0], 3)
+    assert "line 2: too long" in answer.err

@@ -1,0 +1,146 @@
+"""An update that memory does not hold, computed in smaller parts: the same update up to rounding.
+
+A backward pass that fails midway has already added to some gradients, and nobody knows to which. So nothing
+of a failed attempt is kept: the gradients are cleared and the whole update is computed anew, with the
+micro-batch that failed, and those at least as large, cut in two by rows; if need be again, down to single
+pairs. The loss is divided by the target tokens of the whole update, which the parts do not change, so their
+gradients add up to that of the uncut batch. What dropout draws is another draw, from the same seed. As long
+as nothing fails, this costs one function call an update and keeps no copy of anything.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from ..core.errors import OutOfMemory, is_out_of_memory
+from ..model.transformer import Transformer
+
+T = TypeVar("T")
+
+REMEDIES = (
+    "set train.checkpoint_activations=true (a run may be resumed with it), or start again with a smaller"
+    " data.max_length or with train.precision=bf16"
+)
+
+
+class Fitting:
+    """Computes updates of `model`, in parts where they do not fit.
+
+    `may_split` is to be set to False where forward passes are collective: their number is agreed on then.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        self.model, self.may_split = model, True
+        self.count = 0  # updates that were computed in parts
+        self._untold = ""
+
+    def compute(
+        self,
+        run: Callable[[Iterator[Any]], T],
+        micro_batches: Sequence[Any],
+        update: int,
+        again: Callable[[], None] = lambda: None,
+    ) -> T:
+        """`run` of the micro-batches, or of their parts. It starts without gradients, also when it is tried
+        again; `again` is called before that.
+
+        Raises OutOfMemory when a single pair does not fit, or a batch that cannot be cut.
+        """
+        parts = list(micro_batches)
+        while True:
+            begun = 0
+
+            def each(parts: list[Any] = parts) -> Iterator[Any]:
+                nonlocal begun
+                for part in parts:
+                    begun += 1
+                    yield part
+
+            try:
+                result = run(each())
+            except (RuntimeError, MemoryError) as error:
+                if not begun or not is_out_of_memory(error):
+                    raise
+                reason = str(error).strip().partition("\n")[0]
+            else:
+                if len(parts) > len(micro_batches):
+                    self._note(micro_batches, parts, update)
+                return result
+            # Not in the handler: until it ends, the traceback holds on to the tensors of the failed pass.
+            self._clear()
+            again()
+            parts = self._smaller(parts, begun - 1, update, reason)
+
+    def news(self) -> Iterator[str]:
+        """A line at the first update that was cut."""
+        if self._untold:
+            yield self._untold
+            self._untold = ""
+
+    def _clear(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        gc.collect()
+        if self.model.output_weight.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _smaller(self, parts: list[Any], failed: int, update: int, reason: str) -> list[Any]:
+        batch = parts[failed]
+        rows = len(batch.source)
+        what = f"update {update:,}: memory does not hold {_words(batch)} ({reason})"
+        if rows == 1:
+            pair = _pair(batch)
+            named = "" if pair is None else f"; it is pair {pair:,} of those that filtering left"
+            raise OutOfMemory(f"{what}{named}; {REMEDIES}", pair)
+        if norm := _over_the_batch(self.model):
+            raise OutOfMemory(
+                f"{what}, and {norm} takes its statistics over all of it, so that parts would be another"
+                " update; set a smaller train.batch_tokens"
+            )
+        if not self.may_split:
+            raise OutOfMemory(f"{what}; here it cannot be cut: set a smaller train.batch_tokens")
+        smaller: list[Any] = []
+        for i, part in enumerate(parts):
+            if i == failed or (len(part.source) > 1 and _size(part) >= _size(batch)):
+                half = (len(part.source) + 1) // 2
+                smaller += [part.rows(slice(None, half)), part.rows(slice(half, None))]
+            else:
+                smaller.append(part)
+        return smaller
+
+    def _note(self, micro_batches: Sequence[Any], parts: Sequence[Any], update: int) -> None:
+        self.count += 1
+        if self.count == 1:
+            largest = max(micro_batches, key=_size)
+            self._untold = (
+                f"update {update:,}: memory did not hold {_words(largest)}; computed in {len(parts)} parts"
+                f" instead of {len(micro_batches)}, the same update up to rounding (dropout draws anew). This"
+                " costs time whenever it happens and is said once: a smaller train.batch_tokens with a larger"
+                " train.accumulate, or train.checkpoint_activations=true, avoids it"
+            )
+
+
+def _size(batch: Any) -> int:
+    """Tokens of both sides, padding counted."""
+    return int(batch.source.numel() + batch.target_in.numel())
+
+
+def _words(batch: Any) -> str:
+    (rows, source), target = batch.source.shape, batch.target_in.shape[1]
+    pairs = "a pair" if rows == 1 else f"{rows:,} pairs"
+    return f"{pairs} of {source:,} source and {target:,} target tokens"
+
+
+def _pair(batch: Any) -> int | None:
+    """The number of a batch's first pair, from 1; None for a foreign stream."""
+    indices = getattr(batch, "indices", None)
+    return None if indices is None else int(indices[0]) + 1
+
+
+def _over_the_batch(model: Transformer) -> str:
+    """The class of a norm whose statistics run over the whole batch; empty if there is none."""
+    found = (type(m).__name__ for m in model.modules() if getattr(m, "span", None) == "batch")
+    return next(found, "")
