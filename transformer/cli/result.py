@@ -24,7 +24,7 @@ PACKAGES = ("prepost-transformer", "torch", "numpy", "sentencepiece", "sacrebleu
 
 
 def describe_result(
-    config: Config, outcome: Outcome, model: Transformer, command: Sequence[str]
+    config: Config, outcome: Outcome, model: Transformer, command: Sequence[str], processes: int = 1
 ) -> dict[str, Any]:
     """All that result.json holds; `test` will be name -> {bleu, chrf, ter, signature}."""
     metrics = outcome.metrics
@@ -53,6 +53,7 @@ def describe_result(
         "averaged": outcome.averaged,
         "test": {},
         "device": str(model.output_weight.device),
+        "processes": processes,
         "versions": versions(),
         "commit": commit(),
         "command": shlex.join(command),

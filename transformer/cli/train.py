@@ -5,32 +5,33 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, UserError
 from ..core.loading import to_yaml
 from ..core.plans import shown
 from ..core.rundir import CHECKPOINTS, CONFIG_FILE, DATA_REPORT, RESULT, TESTS, WEIGHTS
-from ..data.batching import BatchStream
+from ..data.batching import BatchStream, Share
 from ..data.dataset import Prepared, prepare, read_parallel
 from ..decoding.translator import Translator
 from ..evaluation.validation import Validator, score_test_sets
 from ..model.transformer import Transformer
 from ..training.checkpoint import load_model_weights, write_atomically
-from ..training.logbook import Logbook
+from ..training.logbook import Logbook, Mute
 from ..training.memory import keep_freed_memory
-from ..training.trainer import Trainer
+from ..training.ranks import ALONE, Elsewhere, Ranks, open_ranks, own_device, restarted, speaks
+from ..training.trainer import Outcome, Trainer
 from .command import EXIT_CODES, INTERRUPTED, MODEL_FLAGS, Parser, command
 from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .lines import say
-from .resolve import CHANGEABLE, new_config, resumed_config
-from .result import commit, describe_result, how_it_ended, versions, write_result
+from .resolve import CHANGEABLE, holds, new_config, resumed_config
+from .result import commit, describe_result, how_it_ended, read_result, versions, write_result
 from .room import FIRST_WORDS, room, settle
 from .runs import pick_device
 
@@ -40,7 +41,18 @@ PREFETCH = 4  # batches made ahead of the trainer
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Train, or go on with a run. The exit code tells how it ended."""
+    """Train, or go on with a run. The exit code tells how it ended, in each process of it."""
+    try:
+        return _main(argv)
+    except Elsewhere as error:
+        return error.exit_code
+    except ConfigError as error:
+        if speaks():  # the others of this machine say the same
+            raise
+        return error.exit_code
+
+
+def _main(argv: Sequence[str]) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if (arguments.config is None) == (arguments.resume is None):
@@ -52,22 +64,37 @@ def main(argv: Sequence[str]) -> int:
     config = (
         resumed_config(arguments.resume, overrides) if resume else new_config(arguments.config, overrides)
     )
-    device = pick_device(arguments.device)
+    device = pick_device(own_device(arguments.device))
     if arguments.check:
-        return _check(config, resume)
+        return _check(config, resume) if speaks() else 0
     run_dir = Path(str(config.run_dir))
-    with nullcontext() if resume else room(run_dir, arguments.overwrite):
-        return train(config, run_dir, device, resume, [*parser.prog.split(), *argv])
+    with open_ranks(device) as ranks, ExitStack() as stack:
+        if restarted() and not resume:
+            resume = ranks.decide(lambda: holds(run_dir, config))
+            if resume and ranks.decide(lambda: _has_diverged(run_dir)):
+                return EXIT["diverged"]  # as it would again
+        with ranks.chief_first():
+            if ranks.chief and not resume:
+                stack.enter_context(room(run_dir, arguments.overwrite))
+        return train(config, run_dir, device, resume, [*parser.prog.split(), *argv], ranks)
 
 
 def train(
-    config: Config, run_dir: Path, device: torch.device, resume: bool, command_line: Sequence[str]
+    config: Config,
+    run_dir: Path,
+    device: torch.device,
+    resume: bool,
+    command_line: Sequence[str],
+    ranks: Ranks = ALONE,
 ) -> int:
-    """Wire the floors together and run; the exit code."""
+    """Wire the floors together and run; the exit code. Of several ranks the first one alone writes."""
     keep_freed_memory()
-    logbook = Logbook(run_dir)
+    logbook = Logbook(run_dir) if ranks.chief else Mute(run_dir)
     logbook.say(f"{FIRST_WORDS} {run_dir}" + (", resumed" if resume else ""))
-    data = prepare(config.data, run_dir, config.seed, logbook.say)
+    if ranks.size > 1:
+        logbook.say(f"{ranks.size} processes, {config.train.parallel}")
+    with ranks.chief_first():
+        data = prepare(config.data, run_dir, config.seed, logbook.say)
     tests = {name: _pairs(config, prefix, "test") for name, prefix in config.data.test.items()}
     for line in data.report.text().splitlines():
         logbook.say(line)
@@ -77,19 +104,42 @@ def train(
     logbook.say(
         f"{model.parameter_count():,} parameters, placement {shown(config.model.placement)}, on {device}"
     )
-    trainer = wire(config, run_dir, data, model.to(device), logbook)
-    if resume and ((run_dir / CHECKPOINTS).exists() or (run_dir / WEIGHTS).exists()):
-        trainer.resume()
-    else:
+    model = model.to(device)
+    saved = ranks.decide(lambda: (run_dir / CHECKPOINTS).exists() or (run_dir / WEIGHTS).exists())
+    if not (resume and saved):
         if resume:
             logbook.say(f"{how_it_ended(run_dir)}, and nothing was saved: beginning again with update 1")
         calibrate(config, data, model, device, logbook)
+    trainer = wire(config, run_dir, data, model, logbook, ranks)
+    if resume and saved:
+        trainer.resume()
+    with ranks.chief_first():
+        if ranks.chief:
+            _lay_out(config, run_dir, data)
+    outcome = trainer.fit()
+    return ranks.decide(lambda: _conclude(config, run_dir, data, tests, trainer, outcome, command_line))
+
+
+def _lay_out(config: Config, run_dir: Path, data: Prepared) -> None:
+    """What a run directory holds from its first update on."""
     _write_text(run_dir / DATA_REPORT, json.dumps(data.report.as_dict(), indent=2, ensure_ascii=False) + "\n")
     _write_text(run_dir / CONFIG_FILE, to_yaml(config))
     settle(run_dir)
     (run_dir / RESULT).unlink(missing_ok=True)  # an earlier end's; until this one comes there is none
-    outcome = trainer.fit()
-    result = describe_result(config, outcome, model, command_line)
+
+
+def _conclude(
+    config: Config,
+    run_dir: Path,
+    data: Prepared,
+    tests: dict[str, list[tuple[str, str]]],
+    trainer: Trainer,
+    outcome: Outcome,
+    command_line: Sequence[str],
+) -> int:
+    """Write result.json and score the test sets; the exit code."""
+    model, logbook = trainer.layout.whole(), trainer.logbook
+    result = describe_result(config, outcome, model, command_line, trainer.ranks.size)
     write_result(run_dir, result)
     if outcome.status == "completed" and tests:
         load_model_weights(run_dir / WEIGHTS, model)
@@ -113,9 +163,17 @@ def calibrate(
         logbook.say(f"initial values of {sites} residual connections set by the first training batch")
 
 
-def wire(config: Config, run_dir: Path, data: Prepared, model: Transformer, logbook: Logbook) -> Trainer:
+def wire(
+    config: Config,
+    run_dir: Path,
+    data: Prepared,
+    model: Transformer,
+    logbook: Logbook,
+    ranks: Ranks = ALONE,
+) -> Trainer:
     """The trainer, with its stream and the validator it calls."""
-    stream = data.stream(config.train.batch_tokens, prefetch=PREFETCH)
+    share = Share(ranks.rank, ranks.size)
+    stream = data.stream(config.train.batch_tokens, prefetch=PREFETCH, share=share)
     validator = Validator(
         list(BatchStream(data.valid, config.train.batch_tokens, config.seed, shuffle=False).epoch(1)),
         _pairs(config, config.data.valid, "valid"),
@@ -138,11 +196,19 @@ def wire(config: Config, run_dir: Path, data: Prepared, model: Transformer, logb
         metadata={"commit": commit() or "unknown", "torch": versions()["torch"], "seed": str(config.seed)},
         logbook=logbook,
         fixed={**data.digests, **config.model.resolved_options()},  # should a default change, a run does not
+        ranks=ranks,
     )
 
 
 def _pairs(config: Config, prefix: str, split: Literal["valid", "test"]) -> list[tuple[str, str]]:
     return read_parallel(prefix, config.data.source, config.data.target, split)
+
+
+def _has_diverged(run_dir: Path) -> bool:
+    try:
+        return read_result(run_dir).get("status") == "diverged"
+    except UserError:
+        return False
 
 
 def _keep_translations(

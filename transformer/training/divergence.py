@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .config import TrainConfig
 from .history import Line, Past, last_rise, level_of, read_past
 from .progress import Progress
+from .ranks import Ranks
 
 # The classes of a failure (forensics.py tells them apart).
 NEVER_STARTED, COLLAPSED = "never started", "collapsed"
@@ -40,6 +41,20 @@ class Diverged(Exception):
         super().__init__(message)
         self.update, self.rate, self.kind, self.batch = update, rate, kind, batch
         self.measured = measured
+
+
+def together(ranks: Ranks, check: Callable[[], object]) -> None:
+    """Run `check` on the chief; the Diverged that it raises there is raised on every rank. Collective."""
+    found: list[Any] | None = None
+    if ranks.chief:
+        try:
+            check()
+        except Diverged as raised:
+            if ranks.size == 1:
+                raise
+            found = [str(raised), raised.update, raised.rate, raised.kind, raised.batch, raised.measured]
+    if found := ranks.broadcast(found):
+        raise Diverged(*found)
 
 
 def stop_broken(update: int, rate: float, loss: float) -> NoReturn:

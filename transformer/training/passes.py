@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.seeding import derive_seed
 from ..model.transformer import Transformer
 from ..modules.precision import autocast
-from .loss import sequence_loss
+from .layouts import Whole
 from .progress import seed_generators
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Passes:
         seed: int,
         compiled: bool = False,
         checkpointed: bool = False,
+        layout: Whole | None = None,
     ) -> None:
         self.model, self.dtype, self.label_smoothing, self.seed = model, dtype, label_smoothing, seed
         self.compiled: Compiled | None = None
@@ -66,6 +67,7 @@ class Passes:
             from .compilation import Compiled  # here, as torch's compiler takes a second to import
 
             self.compiled = Compiled(model)
+        self.layout = Whole(model, label_smoothing) if layout is None else layout
         model.encoder.checkpointed = model.decoder.checkpointed = checkpointed
         self.device = model.output_weight.device
 
@@ -74,23 +76,24 @@ class Passes:
     ) -> tuple[int, Tensor, Tensor]:
         """Add up the gradients; (target tokens, sum of the loss, sum of the nll), both sums on the device.
 
-        The gradient is that of the loss summed over target tokens / their number, over all micro-batches.
-        Nothing here waits for the device.
+        The gradient is that of the loss summed over target tokens / their number, over all micro-batches and
+        ranks, of which each has its share of every micro-batch. Ranks draw other masks: the first one's are
+        those of a run in one process. Nothing here waits for the device.
         """
-        seed_generators(derive_seed(self.seed, "update", update), self.device)
-        tokens = sum(batch.target_tokens for batch in micro_batches)
+        ranks, layout = self.layout.ranks, self.layout
+        of_rank = () if ranks.chief else (ranks.rank,)
+        seed_generators(derive_seed(self.seed, "update", update, *of_rank), self.device)
+        tokens = ranks.total(sum(batch.target_tokens for batch in micro_batches))
         total, total_nll = torch.zeros(2, device=self.device).unbind()
         forward = self.model.hidden if self.compiled is None or observer.hooks else self.compiled
-        for micro_batch in micro_batches:
+        for number, micro_batch in enumerate(micro_batches, start=1):
             batch = micro_batch.to(self.device)
-            with observer.forward(batch), autocast(self.device, self.dtype):
-                hidden = forward(batch.source, batch.target_in)
-                observer.decoded()
-                loss, nll = sequence_loss(
-                    hidden, self.model.output_weight, batch.target_out, self.label_smoothing
-                )
-            (loss / tokens).backward()
+            with layout.passing(last=number == len(micro_batches)):
+                with observer.forward(batch), autocast(self.device, self.dtype):
+                    loss, nll = layout.losses(batch, forward, observer)
+                (loss / tokens).backward()
             total, total_nll = total + loss.detach(), total_nll + nll
+        total, total_nll = ranks.sum(total, total_nll)
         return tokens, total, total_nll
 
 

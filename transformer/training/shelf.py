@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from ..core.rundir import CHECKPOINTS, WEIGHTS
-from .checkpoint import average_checkpoints, read_weights, write_weights
+from ..model.transformer import Transformer
+from .checkpoint import average_checkpoints, load_model_weights, read_weights, set_weights, write_weights
 from .config import TrainConfig
 from .progress import Progress
 
@@ -77,6 +78,27 @@ class Shelf:
         if len(updates) < 2:
             return {}, []
         return average_checkpoints([self.at(update) for update in updates]), updates
+
+    def choose(
+        self,
+        model: Transformer,
+        progress: Progress,
+        measure: Callable[[], dict[str, float]],
+        judge: Callable[[dict[str, float], int], tuple[float, float]],
+    ) -> None:
+        """Make the average of the last weights the run's model if it is better, and load what that is now.
+
+        `measure()` validates `model`, `judge(metrics, averaged)` says how good that is.
+        """
+        averaged, updates = self.average(progress)
+        if updates:
+            set_weights(model, averaged, "the average")
+            metrics = measure()
+            score = judge(metrics, len(updates))
+            assert progress.best is not None
+            if score > progress.best:
+                self.publish(averaged, progress.update, metrics, updates)
+        load_model_weights(self.model, model)
 
     def prune(self, progress: Progress) -> None:
         """Remove validated weights that `progress` no longer names."""
