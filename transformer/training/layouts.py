@@ -10,11 +10,11 @@ All of them write and read the same checkpoints, whole: a run may go on in anoth
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -26,7 +26,7 @@ from .checkpoint import set_weights
 from .config import TrainConfig
 from .loss import sequence_loss
 from .optimizers import OPTIMIZERS
-from .ranks import ALONE, Ranks
+from .ranks import ALONE, Processes, Ranks
 
 if TYPE_CHECKING:
     from .passes import Observer
@@ -48,7 +48,9 @@ class Losses(nn.Module):
 
 
 class Whole:
-    """All weights in the only process."""
+    """All weights in the only process. `probed`: can its layers be measured?"""
+
+    probed = True
 
     def __init__(self, model: Transformer, label_smoothing: float, ranks: Ranks = ALONE) -> None:
         self.model, self.ranks = model, ranks
@@ -88,36 +90,32 @@ class Replicated(Whole):
     The passes divide by the number of target tokens of all ranks, so that the sum is the update's gradient.
     """
 
-    def __init__(self, model: Transformer, label_smoothing: float, ranks: Ranks) -> None:
+    def __init__(self, model: Transformer, label_smoothing: float, ranks: Processes) -> None:
         super().__init__(model, label_smoothing, ranks)
         from torch.nn.parallel import DistributedDataParallel
 
         # Buffers, the running statistics of norms, are the same everywhere: they follow sums over all ranks.
-        self.parallel = DistributedDataParallel(
-            self.losses, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
-        self.parallel.register_comm_hook(None, _summed)
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        self.parallel = DistributedDataParallel(self.losses, gradient_as_bucket_view=True, **{buffers: False})
+        # DDP refuses a hook whose annotations are texts, as all are here.
+        self.parallel.register_comm_hook(None, lambda _, bucket: ranks.summing(bucket.buffer()))
         self.losses = self.parallel
 
     @contextmanager
     def passing(self, last: bool) -> Iterator[None]:
-        with added_over_ranks(_adding(self.ranks)), nullcontext() if last else self.parallel.no_sync():
+        with added_over_ranks(adding(self.ranks)), nullcontext() if last else self.parallel.no_sync():
             yield
 
 
-def _adding(ranks: Ranks) -> Add:
+def adding(ranks: Ranks) -> Add:
+    """X -> its sum over the ranks."""
     return lambda x: ranks.sum(x)[0]
-
-
-def _summed(_: object, bucket: Any) -> Any:
-    """The hook that adds up a bucket of gradients."""
-    work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])
 
 
 def layout_of(model: Transformer, config: TrainConfig, ranks: Ranks) -> Whole:
     """The layout that `train.parallel` asks for; ConfigError for what it cannot do."""
-    if ranks.size == 1:
+    if not isinstance(ranks, Processes):
         return Whole(model, config.label_smoothing)
     problems = list(refusals(model, config, ranks.size))
     if problems:

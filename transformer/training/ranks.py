@@ -104,6 +104,12 @@ class Processes(Ranks):
             torch.distributed.all_reduce(together)
         return together.unbind()
 
+    def summing(self, tensor: Tensor) -> torch.futures.Future[Tensor]:
+        """Begin to replace a tensor by its sum over the ranks; the future has it."""
+        work = torch.distributed.all_reduce(tensor, async_op=True)
+        assert work is not None
+        return work.get_future().then(lambda done: done.value()[0])
+
     def total(self, number: int) -> int:
         return int(self.sum(torch.tensor(number))[0])
 
