@@ -1,15 +1,15 @@
 """Runs in several processes beside the same run in one: a table, and exit code 1 if any differs.
 
-    python benchmarks/ranks.py [--processes 2 4]
+    python benchmarks/ranks.py [--processes 2 4]      (PYTHONPATH=. to take the code that lies here)
 
 On one machine, CPU and gloo, dropout 0. Of each case (kind of model or training) and layout (DDP, FSDP2): are
-the pairs of every micro-batch those of one process, are counters the same, are the weights the same bits in all
-ranks, and how far are they from those of one process after the last update. `resumed` goes on with a run of one
-process. At the end a rank is killed, and the others must have seen it. The last row hands a run on from 1
-process to 2, to 4 and back to 1.
+the pairs of every micro-batch those of one process, are counters the same, are the weights the same bits in
+all ranks, and how far are they from those of one process after the last update. `resumed` goes on with a run
+of one process. At the end a rank is killed, and the others must have seen it. The last row hands a run
+on from 1 process to 2, to 4 and back to 1.
 
-In float64: Adam divides by the gradient's size, so where that is zero but for rounding (a key's bias) the same
-numbers, summed in another order, give updates of another sign.
+In float64: Adam divides by the gradient's size, so where that is zero but for rounding (a key's bias) the
+same numbers, summed in another order, give updates of another sign.
 """
 
 from __future__ import annotations

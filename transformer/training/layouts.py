@@ -96,8 +96,9 @@ class Replicated(Whole):
 
         # Buffers, the running statistics of norms, are the same everywhere: they follow sums over all ranks.
         known = inspect.signature(DistributedDataParallel).parameters
-        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        self.parallel = DistributedDataParallel(self.losses, gradient_as_bucket_view=True, **{buffers: False})
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {name: False, "gradient_as_bucket_view": True}
+        self.parallel = DistributedDataParallel(self.losses, **options)
         # DDP refuses a hook whose annotations are texts, as all are here.
         self.parallel.register_comm_hook(None, lambda _, bucket: ranks.summing(bucket.buffer()))
         self.losses = self.parallel

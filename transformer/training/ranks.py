@@ -108,7 +108,8 @@ class Processes(Ranks):
         """Begin to replace a tensor by its sum over the ranks; the future has it."""
         work = torch.distributed.all_reduce(tensor, async_op=True)
         assert work is not None
-        return work.get_future().then(lambda done: done.value()[0])
+        summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+        return summed
 
     def total(self, number: int) -> int:
         return int(self.sum(torch.tensor(number))[0])

@@ -23,10 +23,10 @@ from .ranks import Processes
 class Sharded(Whole):
     """Weights, gradients and moments in slices along each tensor's first dimension (fully_shard).
 
-    A sublayer and its norms are one group, gathered when they run, forward and backward; embeddings, the norms
-    at the top and the output are another, there during the whole pass. Between passes there are slices only.
-    The chief has one more copy of the weights, whole, with which it validates; so the weights alone must fit
-    into one device.
+    A sublayer and its norms are one group, gathered when they run, forward and backward; embeddings, the
+    norms at the top and the output are another, there during the whole pass. Between passes there are slices
+    only. The chief has one more copy of the weights, whole, with which it validates; so the weights alone
+    must fit into one device.
     Source: Zhao et al. 2023, arXiv 2304.11277, in torch's second form.
     """
 
@@ -40,7 +40,7 @@ class Sharded(Whole):
         for placement, sublayer in model.sites():
             fully_shard([placement, sublayer], mesh=mesh)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
-        register_fsdp_forward_method(model, "hidden")  # type: ignore[no-untyped-call]
+        register_fsdp_forward_method(model, "hidden")
         assert isinstance(model, FSDPModule)
         self.cut: FSDPModule = model
         for module in model.modules():
