@@ -29,7 +29,7 @@ from torch import multiprocessing
 
 TOLERANCE = 1e-8
 COUNTERS = ("update", "epoch", "batch", "target_tokens", "validated", "waited", "best_update")
-TIMEOUT = 600  # seconds for all that a group of processes does
+TIMEOUT = 1800  # seconds for all that a group of processes does, on a machine with other work
 
 
 @dataclass(frozen=True)
