@@ -41,6 +41,7 @@ def gradients(passes: Passes, batch: Batch) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("placement", "norm"), ONCE)
 @pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.filterwarnings(r"ignore:var\(\)")  # as open_ranks does
 def test_a_share_of_no_rows_has_the_gradients_of_all_parameters_and_they_are_zero(
     placement: str, norm: str, checkpointed: bool
 ) -> None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -40,6 +41,7 @@ from ..core.errors import ConfigError, UserError
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(hours=24)
+LONGEST_START = timedelta(minutes=30)  # until all processes have come
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
@@ -204,6 +206,24 @@ def own_device(name: str, environment: Mapping[str, str] = os.environ) -> str:
     return f"cuda:{environment.get('LOCAL_RANK', '0')}"
 
 
+def _meeting(environment: Mapping[str, str]) -> torch.distributed.Store:
+    """Where the processes of one attempt find each other.
+
+    torchrun may keep its store from one attempt to the next, with the addresses of processes that are gone in
+    it: each attempt has names of its own there.
+    """
+    agents = environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    store = torch.distributed.TCPStore(
+        environment["MASTER_ADDR"],
+        int(environment["MASTER_PORT"]),
+        int(environment["WORLD_SIZE"]),
+        is_master=environment["RANK"] == "0" and not agents,
+        timeout=LONGEST_START,
+    )
+    attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return torch.distributed.PrefixStore(f"attempt {attempt}", store)
+
+
 @contextmanager
 def open_ranks(device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     """The ranks that this process is one of, with what torchrun has put into `environment`."""
@@ -222,8 +242,12 @@ def open_ranks(device: torch.device, environment: Mapping[str, str] = os.environ
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
+    # A rank without rows takes variances of nothing, and nothing comes of them.
+    warnings.filterwarnings("ignore", message=r"var\(\): degrees of freedom")
     ranks = Processes(int(environment["RANK"]), size)
     with ranks._reaching():
-        torch.distributed.init_process_group(backend, timeout=LONGEST_WAIT)
+        torch.distributed.init_process_group(
+            backend, store=_meeting(environment), rank=ranks.rank, world_size=size, timeout=LONGEST_WAIT
+        )
     yield ranks
     torch.distributed.destroy_process_group()  # not after an error: the others may be gone
