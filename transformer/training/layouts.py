@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from ..core.errors import ConfigError, Problem
 from ..model.transformer import Transformer
+from ..modules.norms import Norm
 from ..modules.norms.batch import Add, added_over_ranks
 from ..modules.placements import Placement
 from .checkpoint import set_weights
@@ -130,8 +131,8 @@ def layout_of(model: Transformer, config: TrainConfig, ranks: Ranks) -> Whole:
 
 def refusals(model: Transformer, config: TrainConfig, size: int) -> Iterator[Problem]:
     """What cannot be done in several processes, and what to do instead."""
-    spans = {module.span for module in model.modules() if hasattr(module, "span")}
-    if config.compile and "batch" in spans:
+    over_batch = any(module.span == "batch" for module in model.modules() if isinstance(module, Norm))
+    if config.compile and over_batch:
         message = f"a compiled model cannot add a norm's batch statistics over {size} processes"
         yield Problem("train.compile", message, hint="set it to false, or start one process")
     if config.parallel != "fsdp":
