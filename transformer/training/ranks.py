@@ -31,15 +31,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, UserError
-
-if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import PrefixStore
 
 T = TypeVar("T")
 
@@ -209,13 +206,13 @@ def own_device(name: str, environment: Mapping[str, str] = os.environ) -> str:
     return f"cuda:{environment.get('LOCAL_RANK', '0')}"
 
 
-def _meeting(environment: Mapping[str, str]) -> PrefixStore:
+def _meeting(environment: Mapping[str, str]) -> Any:
     """Where the processes of one attempt find each other.
 
     torchrun may keep its store from one attempt to the next, with the addresses of processes that are gone in
     it: each attempt has names of its own there.
     """
-    from torch.distributed.distributed_c10d import PrefixStore, TCPStore  # not every torch has it
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not every torch has it
 
     agents = environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
     store = TCPStore(
