@@ -67,8 +67,8 @@ class Progress:
         return cls(**{f.name: state[f.name] for f in fields(cls)})
 
     def as_logged(self) -> dict[str, float]:
-        """What a log line says of where the run stands."""
-        return {"epoch": self.epoch, "target_tokens": self.target_tokens, "seconds": self.seconds}
+        """What a log line says of how far the run is."""
+        return {"target_tokens": self.target_tokens, "seconds": self.seconds}
 
     def judged(self, score: tuple[float, float], metrics: dict[str, float]) -> None:
         """Note a validation of the last update, higher scores being better."""

@@ -147,7 +147,8 @@ class Trainer:
         sums, progress, rate = self.window.read(), self.progress, self.optimizer.param_groups[0]["lr"]
         self._lap(training=True)
         means = self.window.means(sums)
-        self.logbook.training(progress.update, {**progress.as_logged(), **means, "learning_rate": rate})
+        values = {"epoch": progress.epoch, **means, "learning_rate": rate, **progress.as_logged()}
+        self.logbook.training(progress.update, values)
         for line in self.passes.news():
             self.logbook.say(line)
         self._stop_if_broken(sums)
