@@ -6,6 +6,8 @@ import errno
 import fcntl
 import os
 import socket
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,19 @@ def test_the_lock_of_a_process_that_died_does_not_hold(tmp_path: Path) -> None:
     with held(tmp_path):
         assert str(os.getpid()) in (tmp_path / "run.lock").read_text()
     assert not (tmp_path / "run.lock").exists()
+
+
+def test_a_patient_one_waits_for_the_lock_of_one_that_is_about_to_end(tmp_path: Path) -> None:
+    """As a rank that torchrun starts anew, while the one that it killed is still there."""
+    with ExitStack() as first:
+        first.enter_context(held(tmp_path))
+        with pytest.raises(CheckpointError, match="in use"), held(tmp_path, patience=0.2):
+            pass
+        ending = threading.Timer(0.3, first.close)
+        ending.start()
+        with held(tmp_path, patience=60):
+            assert (tmp_path / "run.lock").exists()
+        ending.join()
 
 
 def test_a_lock_file_that_its_holder_removed_is_made_anew(

@@ -11,6 +11,8 @@ from norm_passes import run
 from torch import Tensor, distributed
 
 from transformer.modules.norms import NORMS, TokensNorm
+from transformer.modules.norms.batch import added_over_ranks
+from transformer.training.ranks import Processes
 
 RUNS: list[tuple[str, dict[str, Any]]] = [("batch", {}), ("power", {"groups": 2, "warmup": 2})]
 Step = tuple[Tensor, Tensor, Tensor]  # x (B, L, D), real (B, L), dL/dy (B, L, D)
@@ -42,5 +44,8 @@ def work(rank: int, folder: str) -> None:
     place = Path(folder)
     distributed.init_process_group("gloo", init_method=f"file://{place / 'meet'}", rank=rank, world_size=2)
     steps = torch.load(place / f"steps{rank}.pt", weights_only=True)
-    torch.save([steps_of(name, options, steps) for name, options in RUNS], place / f"results{rank}.pt")
+    ranks = Processes(rank, 2)
+    with added_over_ranks(lambda x: ranks.sum(x)[0]):
+        results = [steps_of(name, options, steps) for name, options in RUNS]
+    torch.save(results, place / f"results{rank}.pt")
     distributed.destroy_process_group()

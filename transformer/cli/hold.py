@@ -20,9 +20,11 @@ from .lines import say
 
 
 @contextmanager
-def held(run_dir: Path) -> Iterator[None]:
+def held(run_dir: Path, patience: float = 0.0) -> Iterator[None]:
     """A context in which no other process trains in `run_dir`, which is made if need be.
 
+    `patience`: seconds to wait for who holds it, where that is about to end. Of several ranks the first one
+    holds it for all.
     CheckpointError names the process and the host that hold it, or says why nothing can be written. Where the
     file system knows no locks there is none: that is said, and the training goes on.
     """
@@ -31,7 +33,7 @@ def held(run_dir: Path) -> Iterator[None]:
         raise ConfigError(f"{run_dir} is a file; choose another --run-dir")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = _locked(path)
+        descriptor = _locked(path, time.monotonic() + patience)
     except OSError as error:
         raise CheckpointError(
             f"{run_dir}: cannot be written ({error.strerror}); make it writable, or choose another --run-dir"
@@ -46,13 +48,17 @@ def held(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, deadline: float) -> int:
     """A descriptor of the file, locked. A file that its holder removed meanwhile is made anew."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if time.monotonic() < deadline:
+                os.close(descriptor)
+                time.sleep(0.1)
+                continue
             who = _holder(descriptor) or "another process"
             os.close(descriptor)
             raise CheckpointError(

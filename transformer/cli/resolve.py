@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..core.configuration import Section
-from ..core.errors import CheckpointError, ConfigError, Problem
+from ..core.errors import CheckpointError, ConfigError, Problem, UserError
 from ..core.loading import Override, load
 from ..core.rundir import CONFIG_FILE
 from ..core.seal import broken
@@ -55,6 +55,15 @@ def resumed_config(run: Path, overrides: Overrides) -> Config:
     if problems:
         raise ConfigError(problems)
     return config.model_copy(update={"run_dir": str(run)})  # it may have been moved
+
+
+def holds(run: Path, config: Config) -> bool:
+    """Does this directory hold the run of this configuration, as far as a run has to keep to one?"""
+    try:
+        written = run_config(run).model_copy(update={"run_dir": config.run_dir})
+    except UserError:
+        return False
+    return all(key in CHANGEABLE for key, _, _ in _differences(written, config))
 
 
 def run_config(run: Path) -> Config:

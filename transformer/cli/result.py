@@ -25,7 +25,7 @@ PACKAGES = ("prepost-transformer", "torch", "numpy", "sentencepiece", "sacrebleu
 
 
 def describe_result(
-    config: Config, outcome: Outcome, model: Transformer, command: Sequence[str]
+    config: Config, outcome: Outcome, model: Transformer, command: Sequence[str], processes: int = 1
 ) -> dict[str, Any]:
     """All that result.json holds; `test` will be name -> {bleu, chrf, ter, signature}."""
     metrics = outcome.metrics
@@ -54,6 +54,7 @@ def describe_result(
         "averaged": outcome.averaged,
         "test": {},
         "device": str(model.output_weight.device),
+        "processes": processes,
         "versions": versions(),
         "commit": commit(),
         "command": shlex.join(command),
@@ -63,7 +64,11 @@ def describe_result(
 def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
     """Write result.json, whole or not at all; what is not a number becomes null."""
     text = json.dumps(finite(dict(result)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(run_dir / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(run_dir / RESULT, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def how_it_ended(run_dir: Path) -> str:
@@ -90,6 +95,14 @@ def read_result(run_dir: Path) -> dict[str, Any]:
     if not isinstance(result, dict):
         raise CheckpointError(f"{path}: no scores here (not a JSON object); has the run ended?")
     return result
+
+
+def has_diverged(run_dir: Path) -> bool:
+    """Does result.json say so?"""
+    try:
+        return read_result(run_dir).get("status") == "diverged"
+    except CheckpointError:
+        return False
 
 
 def versions() -> dict[str, str]:

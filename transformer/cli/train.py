@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,35 +15,47 @@ import torch
 from ..core.errors import ConfigError, OutOfMemory
 from ..core.loading import to_yaml
 from ..core.plans import shown
-from ..core.rundir import CHECKPOINTS, CONFIG_FILE, DATA_REPORT, RESULT, TESTS, WEIGHTS
+from ..core.rundir import CHECKPOINTS, CONFIG_FILE, DATA_REPORT, RESULT, WEIGHTS
 from ..core.seal import sealed
-from ..data.batching import BatchStream
+from ..data.batching import BatchStream, Share
 from ..data.dataset import Prepared, prepare, read_parallel
 from ..data.locating import place_of
-from ..decoding.translator import Translator
-from ..evaluation.validation import Validator, score_test_sets
+from ..evaluation.validation import Validator
 from ..model.transformer import Transformer
-from ..training.checkpoint import load_model_weights, write_atomically
-from ..training.logbook import Logbook
+from ..training.logbook import Logbook, Mute
 from ..training.memory import keep_freed_memory
-from ..training.trainer import Trainer
-from .command import EXIT_CODES, INTERRUPTED, MODEL_FLAGS, Parser, command
+from ..training.ranks import ALONE, Elsewhere, Ranks, open_ranks, own_device, restarted, speaks
+from ..training.shelf import Shelf
+from ..training.trainer import Outcome, Trainer
+from .command import EXIT_CODES, MODEL_FLAGS, Parser, command
+from .conclude import EXIT, conclude
 from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .hold import held
 from .lines import say
-from .resolve import CHANGEABLE, new_config, resumed_config
-from .result import commit, describe_result, how_it_ended, versions, write_result
+from .resolve import CHANGEABLE, holds, new_config, resumed_config
+from .result import commit, has_diverged, how_it_ended, versions, write_text
 from .room import FIRST_WORDS, room, settle
 from .runs import made_with, pick_device
 
-EXIT = {"completed": 0, "diverged": 3, "interrupted": INTERRUPTED}
 PREFETCH = 4  # batches made ahead of the trainer
+SPEAKING = 5.0  # seconds for the process that says why; torchrun kills all when the first has ended
+RELEASE = 60.0  # seconds within which what torchrun has killed lets go of the run directory
 
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Train, or go on with a run. The exit code tells how it ended."""
+    """Train, or go on with a run. The exit code tells how it ended, in each process of it."""
+    try:
+        return _main(argv)
+    except (Elsewhere, ConfigError) as error:
+        if speaks() and not isinstance(error, Elsewhere):  # the others of this machine say the same
+            raise
+        time.sleep(SPEAKING)
+        return error.exit_code
+
+
+def _main(argv: Sequence[str]) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if (arguments.config is None) == (arguments.resume is None):
@@ -55,22 +67,38 @@ def main(argv: Sequence[str]) -> int:
     config = (
         resumed_config(arguments.resume, overrides) if resume else new_config(arguments.config, overrides)
     )
-    device = pick_device(arguments.device)
+    device = pick_device(own_device(arguments.device))
     if arguments.check:
-        return _check(config, resume)
+        return _check(config, resume) if speaks() else 0
     run_dir = Path(str(config.run_dir))
-    with held(run_dir), nullcontext() if resume else room(run_dir, arguments.overwrite):
-        return train(config, run_dir, device, resume, [*parser.prog.split(), *argv])
+    with open_ranks(device) as ranks, ExitStack() as stack:
+        patience = RELEASE if restarted() else 0.0
+        ranks.decide(lambda: stack.enter_context(held(run_dir, patience)))
+        if restarted() and not resume:
+            resume = ranks.decide(lambda: holds(run_dir, config))
+            if resume and ranks.decide(lambda: has_diverged(run_dir)):
+                return EXIT["diverged"]  # as it would again
+        if not resume:
+            ranks.decide(lambda: stack.enter_context(room(run_dir, arguments.overwrite)))
+        return train(config, run_dir, device, resume, [*parser.prog.split(), *argv], ranks)
 
 
 def train(
-    config: Config, run_dir: Path, device: torch.device, resume: bool, command_line: Sequence[str]
+    config: Config,
+    run_dir: Path,
+    device: torch.device,
+    resume: bool,
+    command_line: Sequence[str],
+    ranks: Ranks = ALONE,
 ) -> int:
-    """Wire the floors together and run; the exit code."""
+    """Wire the floors together and run; the exit code. Of several ranks the first one alone writes."""
     keep_freed_memory()
-    logbook = Logbook(run_dir)
+    logbook = Logbook(run_dir) if ranks.chief else Mute(run_dir)
     logbook.say(f"{FIRST_WORDS} {run_dir}" + (", resumed" if resume else ""))
-    data = prepare(config.data, run_dir, config.seed, logbook.say)
+    if ranks.size > 1:
+        logbook.say(f"{ranks.size} processes, {config.train.parallel}")
+    with ranks.chief_first():
+        data = prepare(config.data, run_dir, config.seed, logbook.say)
     tests = {name: _pairs(config, prefix, "test") for name, prefix in config.data.test.items()}
     for line in data.report.text().splitlines():
         logbook.say(line)
@@ -80,42 +108,43 @@ def train(
     logbook.say(
         f"{model.parameter_count():,} parameters, placement {shown(config.model.placement)}, on {device}"
     )
-    trainer = wire(config, run_dir, data, model.to(device), logbook)
-    if resume and _has_begun(run_dir, trainer):
-        trainer.resume()
-    else:
+    model = model.to(device)
+    begun = resume and ranks.decide(lambda: _has_begun(run_dir, config))
+    if not begun:
         if resume:
             logbook.say(f"{how_it_ended(run_dir)}, and nothing was saved: beginning again with update 1")
         calibrate(config, data, model, device, logbook)
-    _write_text(run_dir / DATA_REPORT, json.dumps(data.report.as_dict(), indent=2, ensure_ascii=False) + "\n")
-    _write_text(run_dir / CONFIG_FILE, sealed(to_yaml(config)))
+    trainer = wire(config, run_dir, data, model, logbook, ranks)
+    if begun:
+        trainer.resume()
+    ranks.decide(lambda: _lay_out(config, run_dir, data))
+    outcome = _fit(trainer, config, data)
+    return ranks.decide(lambda: conclude(config, run_dir, data, tests, trainer, outcome, command_line))
+
+
+def _lay_out(config: Config, run_dir: Path, data: Prepared) -> None:
+    """What a run directory holds from its first update on."""
+    write_text(run_dir / DATA_REPORT, json.dumps(data.report.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    write_text(run_dir / CONFIG_FILE, sealed(to_yaml(config)))
     settle(run_dir)
     (run_dir / RESULT).unlink(missing_ok=True)  # an earlier end's; until this one comes there is none
+
+
+def _fit(trainer: Trainer, config: Config, data: Prepared) -> Outcome:
+    """Train; a pair that memory does not hold is named by its file and line."""
     try:
-        outcome = trainer.fit()
+        return trainer.fit()
     except OutOfMemory as error:
         tokenizers = data.source_tokenizer, data.target_tokenizer
         where = "" if error.pair is None else place_of(config.data, tokenizers, error.pair)
         raise OutOfMemory(f"{where}: {error}" if where else str(error), error.pair) from error
-    result = describe_result(config, outcome, model, command_line)
-    write_result(run_dir, result)
-    if outcome.status == "completed" and tests:
-        load_model_weights(run_dir / WEIGHTS, model)
-        translator = Translator([model], data.source_tokenizer, data.target_tokenizer, config.decode)
-        for name, pairs in tests.items():
-            result["test"] |= score_test_sets(translator, {name: pairs}, partial(_keep_translations, run_dir))
-            write_result(run_dir, result)
-            scores = result["test"][name]
-            logbook.say(f"{name}: BLEU {scores['bleu']:.2f}  chrF2 {scores['chrf']:.2f}")
-            logbook.say(f"{name}: {scores['signature']['bleu']}")
-    return EXIT[outcome.status]
 
 
-def _has_begun(run_dir: Path, trainer: Trainer) -> bool:
+def _has_begun(run_dir: Path, config: Config) -> bool:
     """Is there something that beginning again would lose?"""
     if not ((run_dir / CHECKPOINTS).exists() or (run_dir / WEIGHTS).exists()):
         return False
-    return (run_dir / RESULT).exists() or not trainer.shelf.saved_nothing()
+    return (run_dir / RESULT).exists() or not Shelf(run_dir, config.train, {}).saved_nothing()
 
 
 def calibrate(
@@ -128,9 +157,17 @@ def calibrate(
         logbook.say(f"initial values of {sites} residual connections set by the first training batch")
 
 
-def wire(config: Config, run_dir: Path, data: Prepared, model: Transformer, logbook: Logbook) -> Trainer:
+def wire(
+    config: Config,
+    run_dir: Path,
+    data: Prepared,
+    model: Transformer,
+    logbook: Logbook,
+    ranks: Ranks = ALONE,
+) -> Trainer:
     """The trainer, with its stream and the validator it calls."""
-    stream = data.stream(config.train.batch_tokens, prefetch=PREFETCH)
+    share = Share(ranks.rank, ranks.size)
+    stream = data.stream(config.train.batch_tokens, prefetch=PREFETCH, share=share)
     validator = Validator(
         list(BatchStream(data.valid, config.train.batch_tokens, config.seed, shuffle=False).epoch(1)),
         _pairs(config, config.data.valid, "valid"),
@@ -158,6 +195,7 @@ def wire(config: Config, run_dir: Path, data: Prepared, model: Transformer, logb
         },
         logbook=logbook,
         fixed=_fixed(config, data),
+        ranks=ranks,
     )
 
 
@@ -178,20 +216,6 @@ def _fixed(config: Config, data: Prepared) -> dict[str, Any]:
 
 def _pairs(config: Config, prefix: str, split: Literal["valid", "test"]) -> list[tuple[str, str]]:
     return read_parallel(prefix, config.data.source, config.data.target, split)
-
-
-def _keep_translations(
-    run_dir: Path, name: str, translations: Sequence[str], references: Sequence[str]
-) -> None:
-    """A test set's translations and references, a line each, for paired tests between runs."""
-    file = run_dir / TESTS / name.replace(os.sep, "_")
-    file.parent.mkdir(exist_ok=True)
-    for ending, lines in ((".hyp", translations), (".ref", references)):
-        _write_text(file.with_name(file.name + ending), "".join(f"{line}\n" for line in lines))
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _check(config: Config, resume: bool) -> int:

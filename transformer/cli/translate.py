@@ -6,14 +6,17 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 
 from ..core.errors import ConfigError, DataError, Problem
 from ..core.loading import Override, load
 from ..decoding.config import DecodeConfig
+from ..decoding.processes import SpreadTranslator
 from ..decoding.translator import LineTranslator, Translator
 from ..evaluation.metrics import corpus_metrics
 from ..export.directory import open_export
@@ -29,7 +32,10 @@ from .runs import load_ensemble, pick_device, weights_file
 
 T = TypeVar("T")
 
+AnyTranslator: TypeAlias = LineTranslator | SpreadTranslator
+
 MOST_THREADS = 1024
+MOST_PROCESSES = 256
 
 FLAGS = {
     "--beam": ("decode.beam", "hypotheses kept by beam search; 1 is greedy"),
@@ -74,7 +80,30 @@ def main(argv: Sequence[str]) -> int:
         torch.set_num_threads(arguments.threads)
     if arguments.input is None and sys.stdin.isatty():
         config = config.model_copy(update={"chunk_lines": 1})
-    translator = ENGINES[arguments.engine](arguments, config)
+    with ExitStack() as stack:
+        translator = _translator(arguments, config)
+        if isinstance(translator, SpreadTranslator):
+            stack.enter_context(translator)
+        return _answer(translator, arguments)
+
+
+def _translator(arguments: argparse.Namespace, config: DecodeConfig) -> AnyTranslator:
+    """One for this process, or for as many as --processes and --device ask for."""
+    devices = arguments.device.split(",")
+    count = arguments.processes or len(devices)
+    if count > MOST_PROCESSES:
+        raise ConfigError(f"--processes {count}: at most {MOST_PROCESSES}")
+    if count < len(devices):
+        raise ConfigError(f"--processes {count}: fewer than the devices of --device {arguments.device}")
+    if count == 1:
+        return ENGINES[arguments.engine](arguments, config)
+    every = [{**vars(arguments), "device": devices[i % len(devices)]} for i in range(count)]
+    builds = [partial(ENGINES[arguments.engine], argparse.Namespace(**each), config) for each in every]
+    return SpreadTranslator(builds, config, arguments.threads)
+
+
+def _answer(translator: AnyTranslator, arguments: argparse.Namespace) -> int:
+    """Read, translate or score, write; the exit code."""
     lines: Iterable[str] = read_lines(arguments.input)
     partners = {name: _lines_of(getattr(arguments, name)) for name in ("reference", "prefix", "score")}
     if any(other is not None for other in partners.values()):
@@ -132,7 +161,7 @@ def decode_config(run: Path, overrides: Sequence[str | Override]) -> DecodeConfi
 
 
 def _translate(
-    translator: LineTranslator,
+    translator: AnyTranslator,
     lines: Iterable[str],
     prefixes: list[str] | None,
     references: list[str] | None,
@@ -159,7 +188,7 @@ def _translate(
 
 
 def _score(
-    translator: LineTranslator, lines: Iterable[str], targets: list[str], arguments: argparse.Namespace
+    translator: AnyTranslator, lines: Iterable[str], targets: list[str], arguments: argparse.Namespace
 ) -> int:
     with output(arguments.output) as file:
         for score in _naming(arguments.score, translator.score(lines, targets)):
@@ -234,13 +263,25 @@ def _parser() -> Parser:
         help="ctranslate2: RUN is what `export` has written",
     )
     parser.add_argument("--checkpoint", metavar="NAME", help="other weights: last, update-0000500 or a file")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="auto, cpu, cuda, cuda:1; of several, as in cuda:0,cuda:1, each gets a process",
+    )
+    parser.add_argument(
+        "--processes",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="share the lines among N processes, each with its own copy of the models; 0 is one a device",
+    )
     parser.add_argument(
         "--threads",
         type=whole_number,
         default=0,
         metavar="N",
-        help="CPU threads; 0 leaves the engine's choice",
+        help="CPU threads of a process; 0 leaves the engine's choice, shared out among --processes",
     )
     parser.add_options(FLAGS, only="decode")
     return parser

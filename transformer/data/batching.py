@@ -77,6 +77,12 @@ def collate(pairs: Sequence[tuple[Any, Any]], indices: Sequence[int] | NDArray[n
     return Batch(source, target_in, target_out, places, source_tokens, target_tokens)
 
 
+def no_pairs() -> Batch:
+    """A batch of no rows, which passes a model like any other: so a rank without rows keeps step."""
+    none = torch.zeros(0, 1, dtype=torch.int64)
+    return Batch(none, none, none, none[:, 0], 0, 0)
+
+
 def _padded(rows: Sequence[Any], first: int | None = None, last: int | None = None) -> tuple[Tensor, int]:
     """Rows of ids, each with one id before or after it, as (B, longest + 1); and how many are not PAD."""
     lengths = np.array([len(row) for row in rows], np.int64)
@@ -89,6 +95,20 @@ def _padded(rows: Sequence[Any], first: int | None = None, last: int | None = No
     if last is not None:
         table[np.arange(len(rows)), lengths] = last
     return torch.from_numpy(table), int(lengths.sum()) + len(rows)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every `size`-th row from row `rank` on. Neighbours in a batch are of like length, so shares are too."""
+
+    rank: int
+    size: int
+
+    def of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return indices if self.size == 1 else indices[self.rank :: self.size]
+
+
+EVERYTHING = Share(0, 1)
 
 
 class Sampler(Protocol):
@@ -110,15 +130,20 @@ class BatchStream:
         sampler: Sampler | None = None,
         prefetch: int = 0,
         window: int = WINDOW,
+        share: Share = EVERYTHING,
     ) -> None:
         """`shuffle=False`: one order for all epochs, longest first. `prefetch`: batches made ahead.
 
         `window`: pairs that are ordered at a time (`planning`); the memory that an order takes grows with it.
 
+        Of several ranks each has its `share` of every batch: the plan, and so the number of batches, is the
+        same for all, and their rows together are the batch. A batch with fewer rows leaves some without.
+
         With a `sampler` the budget counts the plain segmentation; a sampled batch may be somewhat larger.
         """
         self.corpus, self.tokens_per_batch, self.seed = corpus, tokens_per_batch, seed
         self._shuffle, self._sampler, self._prefetch, self._window = shuffle, sampler, prefetch, window
+        self._share = share
         self._planned: tuple[int, Batches] | None = None
 
     def plan(self, epoch: int) -> Batches:
@@ -143,10 +168,12 @@ class BatchStream:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of an epoch: what follows does not depend on where one begins."""
         plan = self.plan(epoch)
-        batches = (self._batch(epoch, plan[k]) for k in range(start, len(plan)))
+        batches = (self._batch(epoch, self._share.of(plan[k])) for k in range(start, len(plan)))
         return _ahead(batches, self._prefetch) if self._prefetch else batches
 
     def _batch(self, epoch: int, indices: NDArray[np.int64]) -> Batch:
+        if not len(indices):
+            return no_pairs()
         if self._sampler is None:
             return collate([self.corpus.pair(i) for i in indices.tolist()], indices)
         return collate([self._sampler.pair(epoch, i) for i in indices.tolist()], indices)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import DataError
-from .batching import BatchStream
+from .batching import EVERYTHING, BatchStream, Share
 from .config import DataConfig
 from .corpus import DEMO, find, read_parallel
 from .encoded import EncodedCorpus
@@ -40,9 +40,11 @@ class Prepared:
     seed: int
     digests: Mapping[str, str]  # of the text, whatever files it lies in
 
-    def stream(self, tokens_per_batch: int, *, prefetch: int = 0) -> BatchStream:
+    def stream(self, tokens_per_batch: int, *, prefetch: int = 0, share: Share = EVERYTHING) -> BatchStream:
         """Training batches in an order, and with subwords, that are functions of (seed, epoch)."""
-        return BatchStream(self.train, tokens_per_batch, self.seed, sampler=self.sampler, prefetch=prefetch)
+        return BatchStream(
+            self.train, tokens_per_batch, self.seed, sampler=self.sampler, prefetch=prefetch, share=share
+        )
 
 
 def prepare(config: DataConfig, run_dir: Path, seed: int, log: Log) -> Prepared:

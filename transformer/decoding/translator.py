@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 
@@ -20,6 +20,8 @@ from .memory import refuse_too_much
 from .penalties import LENGTH_PENALTIES
 from .ranking import NOT_NUMBERS
 from .translation import Score, Status, TextHypothesis, Translation
+
+Chunk: TypeAlias = list[tuple[int, str, str]]  # (number, line, what its target begins with or is)
 
 # No subword is longer on average; what lies beyond is cut off before the tokenizer spends time on it.
 _CHARACTERS_PER_SUBWORD = 32
@@ -77,8 +79,8 @@ class LineTranslator:
         Raises DataError when there are more lines than prefixes or the reverse, or a prefix is too long;
         CheckpointError when the model's output is not a number.
         """
-        for chunk in _chunks(_paired(lines, prefixes), self.config.chunk_lines):
-            yield from self._translate_chunk(chunk)
+        for chunk in chunks(paired(lines, prefixes), self.config.chunk_lines):
+            yield from self.translate_chunk(chunk)
 
     def score(self, sources: Iterable[str], targets: Iterable[str]) -> Iterator[Score]:
         """Yield log p(target | source) of each pair, in order; the target's EOS counts.
@@ -87,11 +89,12 @@ class LineTranslator:
         Raises DataError when the two are not equally many, or a target is longer than `max_length`;
         CheckpointError when the model's output is not a number.
         """
-        pairs = _paired(sources, targets, "sources", "targets")
-        for chunk in _chunks(pairs, self.config.chunk_lines):
-            yield from self._score_chunk(chunk)
+        pairs = paired(sources, targets, "sources", "targets")
+        for chunk in chunks(pairs, self.config.chunk_lines):
+            yield from self.score_chunk(chunk)
 
-    def _translate_chunk(self, chunk: list[tuple[int, str, str]]) -> list[Translation]:
+    def translate_chunk(self, chunk: Chunk) -> list[Translation]:
+        """A Translation of each line; of all chunks, one after the other, those of `translate`."""
         lines = self._encode(chunk)
         asked = [line for line in lines if line.status != "blank"]
         found: dict[int, list[Hypothesis]] = {}
@@ -104,7 +107,8 @@ class LineTranslator:
                 found.update(zip((request.number for request in batch), each, strict=True))
         return [self._translation(line, found.get(line.number, [])) for line in lines]
 
-    def _score_chunk(self, chunk: list[tuple[int, str, str]]) -> list[Score]:
+    def score_chunk(self, chunk: Chunk) -> list[Score]:
+        """A Score of each pair; of all chunks, one after the other, those of `score`."""
         lines = self._encode(chunk)
         penalty = LENGTH_PENALTIES[str(self.config.length_penalty)]
         scores: dict[int, Score] = {}
@@ -128,7 +132,7 @@ class LineTranslator:
                     )
         return [scores[line.number] for line in lines]
 
-    def _encode(self, chunk: list[tuple[int, str, str]]) -> list[_Line]:
+    def _encode(self, chunk: Chunk) -> list[_Line]:
         """Subwords of each line, cut to what the model takes, and of what its target begins with."""
         cut = self.max_source * _CHARACTERS_PER_SUBWORD
         stripped = [text.strip() for _, text, _ in chunk]
@@ -217,7 +221,7 @@ def _check_size(index: int, side: str, model: int, tokenizer: int) -> None:
         )
 
 
-def _paired(
+def paired(
     lines: Iterable[str], partners: Iterable[str] | None, left: str = "lines", right: str = "prefixes"
 ) -> Iterator[tuple[int, str, str]]:
     """(number, line, partner); raises DataError, when it gets there, if one side ends before the other."""
@@ -231,9 +235,9 @@ def _paired(
         yield number, line, partner
 
 
-def _chunks(lines: Iterable[tuple[int, str, str]], size: int) -> Iterator[list[tuple[int, str, str]]]:
+def chunks(lines: Iterable[tuple[int, str, str]], size: int) -> Iterator[Chunk]:
     """At most `size` lines at a time, and fewer where lines are huge."""
-    chunk: list[tuple[int, str, str]] = []
+    chunk: Chunk = []
     characters = 0
     for line in lines:
         chunk.append(line)

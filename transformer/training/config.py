@@ -29,7 +29,7 @@ DEFAULT_UPDATES = 20_000
 CHANGEABLE = (
     *("updates", "epochs", "minutes", "patience"),
     *("log_every", "probe_every", "save_every", "keep", "threads", "compile"),
-    "checkpoint_activations",
+    *("checkpoint_activations", "parallel"),
 )
 
 
@@ -74,7 +74,9 @@ class TrainConfig(Section):
         0.1, description="share of the target's probability spread evenly over the whole vocabulary"
     )
     clip: NonNegative = Field(1.0, description="largest global gradient norm; 0 = no clipping")
-    batch_tokens: Count = Field(4096, description="tokens of one micro-batch, padding counted")
+    batch_tokens: Count = Field(
+        4096, description="tokens of one micro-batch, padding counted; several processes share it"
+    )
     accumulate: Count = Field(
         1, description="micro-batches of one update; an epoch's last update may have fewer"
     )
@@ -91,6 +93,10 @@ class TrainConfig(Section):
         False,
         description="keep only the stream between layers for the backward pass, which makes the rest again:"
         " less memory, more time, the same gradients",
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="of several processes (torchrun): ddp keeps all weights in each, fsdp a slice of them",
     )
 
     updates: Count | None = Field(None, description="stop after this many updates")

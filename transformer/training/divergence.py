@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 from .config import TrainConfig
 from .history import Line, Past, last_rise, level_of, read_past
-from .progress import Progress
+from .progress import Interrupted, Progress
+from .ranks import Ranks
+
+T = TypeVar("T")
 
 # The classes of a failure (forensics.py tells them apart).
 NEVER_STARTED, COLLAPSED = "never started", "collapsed"
@@ -40,6 +43,31 @@ class Diverged(Exception):
         super().__init__(message)
         self.update, self.rate, self.kind, self.batch = update, rate, kind, batch
         self.measured = measured
+
+
+def together(ranks: Ranks, find: Callable[[], T]) -> T:
+    """What `find` returns on the chief; a Diverged or Interrupted that it raises is raised on every rank.
+
+    Collective. What it returns is plain data, as `Ranks.decide` has it.
+    """
+    if ranks.size == 1:
+        return find()
+
+    def told() -> dict[str, Any]:
+        try:
+            return {"found": find()}
+        except Interrupted:
+            return {"interrupted": True}
+        except Diverged as raised:
+            parts = raised.update, raised.rate, raised.kind, raised.batch, raised.measured
+            return {"diverged": [str(raised), *parts]}
+
+    what = ranks.decide(told)
+    if "diverged" in what:
+        raise Diverged(*what["diverged"])
+    if "interrupted" in what:
+        raise Interrupted
+    return cast(T, what["found"])
 
 
 def stop_broken(update: int, rate: float, loss: float) -> NoReturn:

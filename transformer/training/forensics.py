@@ -40,6 +40,8 @@ def examine(trainer: Trainer, diverged: Diverged) -> dict[str, Any]:
 
     A failure of its own is a note and not an error: the run's result is worth more than its reasons.
     """
+    if not trainer.ranks.chief:
+        return {"words": "rank 0 says why"}
     found = Findings(kind=diverged.kind, batch=diverged.batch)
     past = read_past(trainer.logbook.metrics_path)
     if past.lines and (rise := last_rise(past, RISEN * level_of(past, trainer.unigram_loss))):
@@ -97,6 +99,11 @@ def _note_spike(found: Findings, history: Sequence[tuple[int, Mapping[str, float
 
 def _replay(trainer: Trainer, broken: int, found: Findings, interruption: Interruption) -> None:
     """Run the updates up to `broken` once more, then that one with hooks; fill in `found`."""
+    if trainer.ranks.size > 1:
+        found.notes.append(
+            f"not run again: the run has {trainer.ranks.size} processes; resumed in one, it says more"
+        )
+        return
     poisoned = not_finite(trainer.model)
     with _elsewhere(trainer) as start:
         progress = trainer.progress

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from ..model.transformer import Transformer
 from .config import TrainConfig
 from .progress import Progress
+from .ranks import ALONE, Ranks
 
 
 class Stream(Protocol):
@@ -14,6 +16,12 @@ class Stream(Protocol):
 
     def batches_in(self, epoch: int) -> int: ...
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
+
+
+def fixed_by(config: TrainConfig, model: Transformer, stream: Stream, seed: int) -> dict[str, Any]:
+    """What a resumed run must have in common with the run it goes on with."""
+    shape = {f"model.{name}": value for name, value in model.config.model_dump(mode="json").items()}
+    return {**config.fixed(), **shape, "seed": seed, "batches in epoch 1": stream.batches_in(1)}
 
 
 def updates_of(stream: Stream, progress: Progress, accumulate: int) -> Iterator[list[Any]]:
@@ -36,10 +44,13 @@ def updates_of(stream: Stream, progress: Progress, accumulate: int) -> Iterator[
 
 
 class Limits:
-    """The limits of `config` on a stream: updates, epochs, minutes and patience, whichever comes first."""
+    """The limits of `config` on a stream: updates, epochs, minutes and patience, whichever comes first.
 
-    def __init__(self, config: TrainConfig, stream: Stream) -> None:
-        self.config, self.stream = config, stream
+    Of several ranks the first one's clock counts.
+    """
+
+    def __init__(self, config: TrainConfig, stream: Stream, ranks: Ranks = ALONE) -> None:
+        self.config, self.stream, self.ranks = config, stream, ranks
 
     def total_updates(self) -> int | None:
         """The last update by the limits that count updates; None when only minutes limit the run."""
@@ -51,7 +62,12 @@ class Limits:
         return total if config.updates is None else min(total, config.updates)
 
     def reached(self, progress: Progress) -> str:
-        """Which limit is reached, in words; empty while there is none."""
+        """Which limit is reached, in words; empty while there is none. Collective."""
+        reason = self._reached(progress) if self.ranks.chief else ""
+        (ended,) = self.ranks.largest(bool(reason))
+        return (reason or "rank 0 says so") if ended else ""
+
+    def _reached(self, progress: Progress) -> str:
         config = self.config
         if config.updates is not None and progress.update >= config.updates:
             return f"train.updates: {config.updates:,} updates done"

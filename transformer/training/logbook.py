@@ -185,6 +185,29 @@ def _scalar(tag: str, value: float, update: int, events: SummaryWriter) -> None:
     events.add_scalar(tag, value, update)
 
 
+class Mute(Logbook):
+    """Of the ranks that are not the first: it writes nothing, and knows where the first one writes."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir, self.metrics_path = run_dir, run_dir / METRICS
+
+    def open(self, update: int = 0, total: int | None = None, position: int = 0) -> None: ...
+
+    def close(self) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def tick(self, update: int) -> None: ...
+
+    def record(self, update: int, values: Mapping[str, float | int], text: str) -> None: ...
+
+    def probe(self, update: int, reading: Reading) -> None: ...
+
+    def validation(
+        self, update: int, metrics: Mapping[str, float], averaged: int = 0, samples: str = ""
+    ) -> None: ...
+
+
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 

@@ -25,9 +25,13 @@ Groups = list[dict[str, Any]]
 
 
 class Rule(ABC):
-    """How an optimizer is built; `options` are the keys of `train` it reads beside lr."""
+    """How an optimizer is built; `options` are the keys of `train` it reads beside lr.
+
+    `elementwise`: does what a number becomes hang on nothing but its own past? Then tensors may be cut.
+    """
 
     options: ClassVar[tuple[str, ...]] = ()
+    elementwise: ClassVar[bool] = True
 
     @staticmethod
     @abstractmethod
@@ -155,6 +159,7 @@ class SGD(Rule):
 @final
 class Adafactor(Rule):
     options = ("weight_decay",)
+    elementwise = False
 
     @staticmethod
     def build(model: nn.Module, config: TrainConfig) -> Optimizer:
@@ -172,6 +177,7 @@ class Adafactor(Rule):
 @final
 class Muon(Rule):
     options = ("momentum", "betas", "epsilon", "weight_decay")
+    elementwise = False
 
     @staticmethod
     def build(model: nn.Module, config: TrainConfig) -> Optimizer:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.seeding import derive_seed
 from ..model.transformer import Transformer
 from ..modules.precision import autocast
-from .loss import sequence_loss
+from .layouts import Whole
 from .oom import Fitting
 from .progress import seed_generators
 
@@ -63,6 +63,7 @@ class Passes:
         seed: int,
         compiled: bool = False,
         checkpointed: bool = False,
+        layout: Whole | None = None,
     ) -> None:
         self.model, self.dtype, self.label_smoothing, self.seed = model, dtype, label_smoothing, seed
         self.compiled: Compiled | None = None
@@ -70,41 +71,49 @@ class Passes:
             from .compilation import Compiled  # here, as torch's compiler takes a second to import
 
             self.compiled = Compiled(model)
+        self.layout = Whole(model, label_smoothing) if layout is None else layout
         model.encoder.checkpointed = model.decoder.checkpointed = checkpointed
         self.device = model.output_weight.device
         self.fitting = Fitting(model)
+        self.fitting.may_split = self.layout.ranks.size == 1  # else ranks agree on the number of passes
 
     def run(
         self, micro_batches: Sequence[Any], update: int, observer: Observer = UNOBSERVED
     ) -> tuple[int, Tensor, Tensor]:
         """Add up the gradients; (target tokens, sum of the loss, sum of the nll), both sums on the device.
 
-        The gradient is that of the loss summed over target tokens / their number, over all micro-batches.
-        A micro-batch that memory does not hold is cut (oom.py). Nothing here waits for the device.
+        The gradient is that of the loss summed over target tokens / their number, over all micro-batches and
+        ranks, of which each has its share of every micro-batch. A micro-batch that memory does not hold is
+        cut (oom.py), in one process. Nothing here waits for the device.
         """
-        tokens = sum(batch.target_tokens for batch in micro_batches)
+        ranks = self.layout.ranks
+        tokens = ranks.total(sum(batch.target_tokens for batch in micro_batches))
 
         def run(parts: Iterable[Any]) -> tuple[Tensor, Tensor]:
-            return self._run(parts, tokens, update, observer)
+            return self._run(parts, len(micro_batches), tokens, update, observer)
 
-        return tokens, *self.fitting.compute(run, micro_batches, update, observer.clear)
+        total, total_nll = ranks.sum(*self.fitting.compute(run, micro_batches, update, observer.clear))
+        return tokens, total, total_nll
 
     def _run(
-        self, micro_batches: Iterable[Any], tokens: int, update: int, observer: Observer
+        self, micro_batches: Iterable[Any], count: int, tokens: int, update: int, observer: Observer
     ) -> tuple[Tensor, Tensor]:
-        """Add up the gradients of the loss / `tokens`; the sums of loss and nll."""
-        seed_generators(derive_seed(self.seed, "update", update), self.device)
+        """Add up the gradients of the loss / `tokens`; this rank's sums of loss and nll.
+
+        `count`: how many there are, unless they are cut, which is done where nobody asks for the last one.
+        Ranks draw other masks: the first one's are those of a run in one process.
+        """
+        layout, ranks = self.layout, self.layout.ranks
+        of_rank = () if ranks.chief else (ranks.rank,)
+        seed_generators(derive_seed(self.seed, "update", update, *of_rank), self.device)
         total, total_nll = torch.zeros(2, device=self.device).unbind()
         forward = self.model.hidden if self.compiled is None or observer.hooks else self.compiled
-        for micro_batch in micro_batches:
+        for number, micro_batch in enumerate(micro_batches, start=1):
             batch = micro_batch.to(self.device)
-            with observer.forward(batch), autocast(self.device, self.dtype):
-                hidden = forward(batch.source, batch.target_in)
-                observer.decoded()
-                loss, nll = sequence_loss(
-                    hidden, self.model.output_weight, batch.target_out, self.label_smoothing
-                )
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+            with layout.passing(last=number == count):
+                with observer.forward(batch), autocast(self.device, self.dtype):
+                    loss, nll = layout.losses(batch, forward, observer)
+                (loss / tokens).backward()
             total, total_nll = total + loss.detach(), total_nll + nll
         return total, total_nll
 

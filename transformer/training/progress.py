@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .ranks import Ranks
+
 Status = Literal["completed", "diverged", "interrupted"]
 
 
@@ -63,6 +65,18 @@ class Progress:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
         return cls(**{f.name: state[f.name] for f in fields(cls)})
+
+    def as_logged(self) -> dict[str, float]:
+        """What a log line says of where the run stands."""
+        return {"epoch": self.epoch, "target_tokens": self.target_tokens, "seconds": self.seconds}
+
+    def judged(self, score: tuple[float, float], metrics: dict[str, float]) -> None:
+        """Note a validation of the last update, higher scores being better."""
+        self.validated = self.update
+        self.waited += 1
+        if self.best is None or score > self.best:
+            self.best, self.best_update, self.best_metrics = score, self.update, metrics
+            self.waited = 0
 
     def outcome(
         self,
@@ -192,6 +206,13 @@ class Interruption:
         self.name = ""
         self._breaks = False
         self._before: dict[signal.Signals, Any] = {}
+
+    def heard(self, ranks: Ranks) -> str:
+        """The name of a signal that any rank has got so far; empty while there is none. Collective."""
+        (number,) = ranks.largest(signal.Signals[self.name] if self.name else 0)
+        if number:
+            self.name = signal.Signals(number).name
+        return self.name if number else ""
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():

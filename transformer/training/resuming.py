@@ -10,23 +10,32 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError
-from .checkpoint import PARTIAL, set_weights
+from .checkpoint import PARTIAL
 from .fingerprint import SHOWN, lines_of, state_hash
 from .manifest import file_digest
 from .progress import Progress
-from .states import Saved, adopt, find_training, intact, load_training, require_same, save_training
+from .states import (
+    Saved,
+    adopt,
+    find_training,
+    intact,
+    load_training,
+    read_training,
+    require_same,
+    save_training,
+)
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
 
 def current(trainer: Trainer) -> dict[str, Any]:
-    """All that a resumed run must know beside the weights: plain values and tensors."""
+    """All that a resumed run must know beside the weights: plain values and tensors, whole. Collective."""
     return {
         "fixed": trainer.fixed,
         "changeable": trainer.config.changeable(),
         "machine": machine(trainer),
-        "optimizer": trainer.optimizer.state_dict(),
+        "optimizer": trainer.layout.optimizer_state(trainer.optimizer),
         "schedule": trainer.schedule.state_dict(),
         "progress": trainer.progress.state_dict(),
         "window": trainer.window.state_dict(),
@@ -40,17 +49,23 @@ def machine(trainer: Trainer) -> dict[str, str]:
         "device": trainer.device.type,
         "products": str(trainer.passes.dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
+        "processes": str(trainer.ranks.size),
     }
 
 
 def save(trainer: Trainer) -> None:
-    """Make checkpoints/last this state, and say its hash."""
+    """Make checkpoints/last this state, and say its hash. All ranks gather it, the chief writes it."""
+    weights, state = trainer.layout.weights(), current(trainer)
+    trainer.ranks.decide(lambda: _write(trainer, weights, state))
+    trainer.saved, trainer.initial = trainer.progress.update, None
+
+
+def _write(trainer: Trainer, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     progress, logbook = trainer.progress, trainer.logbook
     logged = logbook.position()
     measured = file_digest(logbook.metrics_path, logged) if logged else None
-    state = {**current(trainer), "logged": logged, "measured": measured}
-    digest = save_training(trainer.shelf.last, trainer.model.state_dict(), state, progress.update)
-    trainer.saved, trainer.initial = progress.update, None
+    whole = {**state, "logged": logged, "measured": measured}
+    digest = save_training(trainer.shelf.last, weights, whole, progress.update)
     every, update = trainer.config.validate_every, progress.update
     pending = ", before its validation" if update % every == 0 and progress.validated < update else ""
     logbook.say(f"state {digest[:SHOWN]} after update {update:,}{pending}")
@@ -60,26 +75,55 @@ def resume(trainer: Trainer) -> None:
     """Take up the last good state, verified before and after; say what it is and what has changed since.
 
     CheckpointError if there is none, if something is different that may not be, or if the trainer has not
-    come to be in the state that was saved. Until then nothing on the disk is changed.
+    come to be in the state that was saved. Until then nothing on the disk is changed. Collective: the chief
+    decides which state that is, and changes the disk when all ranks have taken it up.
     """
-    shelf, say = trainer.shelf, trainer.logbook.say
-    saved = find_training(shelf.last)
-    state = saved.state
-    with intact(saved.directory):
-        require_same(state["fixed"], trainer.fixed, saved.directory)
-        restore(trainer, saved.weights, state)
-        trainer.logged = int(state["logged"])
+    ranks, say = trainer.ranks, trainer.logbook.say
+    saved = _found(trainer)
+    with ranks.chief_first(), intact(saved.directory):
+        restore(trainer, saved.weights, saved.state)
+        trainer.logged = int(saved.state["logged"])
     for fault in saved.faults:
         say(f"cannot be used: {fault}")
     if saved.faults:
         update = trainer.progress.update
         say(f"going on from {saved.directory}, update {update:,}: what came after it is done anew")
-    _verify(trainer, saved)
+    weights, now = trainer.layout.weights(), current(trainer)
+    ranks.decide(lambda: _verify(trainer, saved, weights, now))
+    trainer.saved = trainer.progress.update
+    ranks.decide(lambda: _settle(trainer, saved))
+
+
+def _found(trainer: Trainer) -> Saved:
+    """The last good state that this run may go on from: the chief's choice, which the others read, too."""
+    found: list[Saved] = []
+
+    def find() -> list[str | None]:
+        saved = find_training(trainer.shelf.last)
+        with intact(saved.directory):
+            require_same(saved.state["fixed"], trainer.fixed, saved.directory)
+        found.append(saved)
+        return [saved.directory.name, saved.hash]
+
+    name, digest = trainer.ranks.decide(find)
+    if found:
+        return found[0]
+    saved = read_training(trainer.shelf.last.with_name(str(name)))
+    if saved.hash != digest:
+        raise CheckpointError(
+            f"{saved.directory}: rank {trainer.ranks.rank} reads another state than rank 0;"
+            " all processes must see the same run directory"
+        )
+    return saved
+
+
+def _settle(trainer: Trainer, saved: Saved) -> None:
+    """Make what was taken up checkpoints/last, tidy up, and say what is different."""
+    shelf, say = trainer.shelf, trainer.logbook.say
     adopt(saved, shelf.last)
     _tidy(trainer)
-    trainer.saved = trainer.progress.update
     say(f"resumed after update {trainer.progress.update:,}, {_named(saved)}")
-    notes = list(_notes(trainer, state))
+    notes = list(_notes(trainer, saved.state))
     if fault := shelf.reopen(trainer.progress):
         notes.append(fault)
     for note in notes:
@@ -94,21 +138,20 @@ def rewind(trainer: Trainer) -> int:
 
 def restore(trainer: Trainer, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Put a trainer into a state that `current` described."""
-    set_weights(trainer.model, weights, str(trainer.shelf.last))
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.layout.load(weights, str(trainer.shelf.last))
+    trainer.layout.load_optimizer(trainer.optimizer, state["optimizer"])
     trainer.schedule.load_state_dict(state["schedule"])
     trainer.progress = Progress.from_state(state["progress"])
     trainer.window.load_state_dict(state["window"])
 
 
-def _verify(trainer: Trainer, saved: Saved) -> None:
-    """CheckpointError if the trainer, as it is now, has another hash than what was saved.
+def _verify(trainer: Trainer, saved: Saved, weights: Mapping[str, Tensor], now: Mapping[str, Any]) -> None:
+    """CheckpointError if the trainer, as it is `now`, has another hash than what was saved.
 
     Another version of torch may keep other things in an optimizer: that is said, and what was saved holds.
     """
     if saved.hash is None:
         return
-    weights, now = trainer.model.state_dict(), current(trainer)
     if state_hash(weights, now) == saved.hash:
         return
     before = set(lines_of(saved.weights, saved.state))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from ..core.errors import CheckpointError
 from ..core.rundir import CHECKPOINTS, WEIGHTS
-from .checkpoint import average_checkpoints, beside, read_weights, write_weights
+from ..model.transformer import Transformer
+from .checkpoint import average_checkpoints, beside, read_weights, set_weights, write_weights
 from .config import TrainConfig
 from .progress import Progress
 from .states import FRESH, PREVIOUS, is_whole
@@ -114,6 +115,27 @@ class Shelf:
                         " single weights"
                     ) from error
         return average_checkpoints([self.at(update) for update in updates]), updates
+
+    def choose(
+        self,
+        model: Transformer,
+        progress: Progress,
+        measure: Callable[[], dict[str, float]],
+        judge: Callable[[dict[str, float], int], tuple[float, float]],
+    ) -> None:
+        """Make the average of the last weights the run's model if it is better, and load what that is now.
+
+        `measure()` validates `model`, `judge(metrics, averaged)` says how good that is.
+        """
+        averaged, updates = self.average(progress)
+        if updates:
+            set_weights(model, averaged, "the average")
+            metrics = measure()
+            score = judge(metrics, len(updates))
+            assert progress.best is not None
+            if score > progress.best:
+                self.publish(averaged, progress.update, metrics, updates)
+        set_weights(model, self.finished(progress), str(self.model))
 
     def finished(self, progress: Progress) -> Mapping[str, Tensor]:
         """The run's model at its end, from model.safetensors, which must be the best or the average."""

@@ -13,18 +13,19 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..model.transformer import Transformer
 from ..modules.precision import resolve_precision
-from .checkpoint import set_weights
 from .config import TrainConfig
-from .divergence import Diverged, stop_broken, stop_if_lost, stop_if_not_finite, stop_if_stalled
+from .divergence import Diverged, stop_broken, stop_if_lost, stop_if_not_finite, stop_if_stalled, together
 from .forensics import examine
 from .inspection import blame
 from .judging import Validate, measure, score_of
-from .limits import Limits, Stream, updates_of
+from .layouts import layout_of
+from .limits import Limits, Stream, fixed_by, updates_of
 from .logbook import Logbook
 from .monitor import Monitor
 from .optimizers import make_optimizer, set_learning_rate
 from .passes import Observer, Passes, copied
 from .progress import Interrupted, Interruption, Outcome, Progress, Status, Stopwatch, Window
+from .ranks import ALONE, Ranks
 from .resuming import current, resume, rewind, save
 from .schedules import make_schedule
 from .shelf import Shelf
@@ -39,7 +40,8 @@ class Trainer:
     evaluation mode and without gradients. `samples()` gives text for TensorBoard after a validation.
     `unigram_loss` is the entropy in nats of the training targets' token distribution
     (`divergence.stop_if_stalled`). `metadata` goes into the header of every weights file. `fixed` is what may
-    not be different when the run is resumed.
+    not be different when the run is resumed. Each of several `ranks` has a trainer, and its share of every
+    batch as its stream; all take the same steps, the first one decides, and it alone writes.
     In float32 on a CPU a run is a function of (seed, configuration, data): dropout draws from a generator
     that is seeded anew for each update, so a resumed run is the straight one bit for bit.
     """
@@ -58,6 +60,7 @@ class Trainer:
         metadata: Mapping[str, str] | None = None,
         logbook: Logbook | None = None,
         fixed: Mapping[str, Any] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.stream, self.config, self.run_dir = model, stream, config, run_dir
         self.validator, self.samples, self.seed, self.unigram_loss = validate, samples, seed, unigram_loss
@@ -65,21 +68,20 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.device = next(model.parameters()).device
         precision = resolve_precision(config.precision, self.device)
-        ways = config.compile, config.checkpoint_activations
+        self.ranks, self.layout = ranks, layout_of(model, config, ranks)
+        ways = config.compile, config.checkpoint_activations, self.layout
         self.passes = Passes(model, precision, config.label_smoothing, seed, *ways)
-        self.monitor = Monitor(model, config.probe_every)
+        self.monitor = Monitor(model, config.probe_every if self.layout.probed else 0)
         self.observer: Observer = self.monitor  # of every update
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.limits = Limits(config, stream)
+        self.limits = Limits(config, stream, ranks)
         self.total_updates = self.limits.total_updates()
         self.schedule = make_schedule(config, self.total_updates)
         self.optimizer = make_optimizer(model, config)
         self.shelf = Shelf(run_dir, config, metadata or {})
         self.logbook = Logbook(run_dir) if logbook is None else logbook
         self.logged = 0  # bytes of metrics.jsonl at the resumed update
-        first_epoch = {"seed": seed, "batches in epoch 1": stream.batches_in(1)}
-        shape = {f"model.{name}": value for name, value in model.config.model_dump(mode="json").items()}
-        self.fixed = {**config.fixed(), **shape, **first_epoch, **(fixed or {})}
+        self.fixed = {**fixed_by(config, model, stream, seed), **(fixed or {})}
         self.progress, self.window, self.watch = Progress(), Window(self.device), Stopwatch()
         self.interruption = Interruption()  # of `fit`
         self.saved = -1  # update of checkpoints/last
@@ -97,7 +99,7 @@ class Trainer:
         set_learning_rate(self.optimizer, self.schedule.learning_rate(update))
         observer = self.observer.at(update)
         tokens, loss, nll = self.passes.run(micro_batches, update, observer)
-        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = self.layout.number(get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         observer.gradients()
         if self.config.clip:
             clip_grads_with_norm_(self.parameters, self.config.clip, norm)
@@ -111,27 +113,29 @@ class Trainer:
 
     def fit(self) -> Outcome:
         """Train until a limit, a signal or divergence; what is due after an update is one line each."""
+        ranks, limits = self.ranks, self.limits
         interruption = self.interruption = Interruption()
         try:
             with interruption:
                 updates = self._begin()
-                while not (reason := self.limits.reached(self.progress)) and not interruption.name:
+                while not (reason := limits.reached(self.progress)) and not interruption.heard(ranks):
                     self._step(next(updates))
                     self._lap(training=True)
                     if self.progress.update == 1 or self._due(self.config.log_every):
                         self.log()
-                    if self._due(self.config.validate_every) and not interruption.name:
+                    if self._due(self.config.validate_every) and not interruption.heard(ranks):
                         self.validate()
                     if self._due(self.config.validate_every) or self._due(self.config.save_every):
                         self.save()
                 if self.saved != self.progress.update:
                     self.save()
-                if reason and not interruption.name:
+                if reason and not interruption.heard(ranks):
                     self._finish()  # a signal stops this at once: resumed, the run ends again
-                    return self._outcome("completed", reason)
+                    if not interruption.heard(ranks):
+                        return self._outcome("completed", reason)
             return self._interrupted(interruption.name)
         except Interrupted:
-            return self._interrupted(interruption.name)
+            return self._interrupted(interruption.heard(ranks))
         except Diverged as diverged:
             divergence = examine(self, diverged)
             return self._outcome("diverged", f"{diverged}; {divergence['words']}", divergence)
@@ -143,14 +147,13 @@ class Trainer:
         sums, progress, rate = self.window.read(), self.progress, self.optimizer.param_groups[0]["lr"]
         self._lap(training=True)
         means = self.window.means(sums)
-        values = {"epoch": progress.epoch, **means, "learning_rate": rate}
-        values |= {"target_tokens": progress.target_tokens, "seconds": progress.seconds}
-        self.logbook.training(progress.update, values)
+        self.logbook.training(progress.update, {**progress.as_logged(), **means, "learning_rate": rate})
         for line in self.passes.news():
             self.logbook.say(line)
         self._stop_if_broken(sums)
         if not self.limits.reached(progress):
-            stop_if_stalled(means["nll"], self.unigram_loss, progress, self.config, self.logbook.metrics_path)
+            level, path = self.unigram_loss, self.logbook.metrics_path
+            together(self.ranks, lambda: stop_if_stalled(means["nll"], level, progress, self.config, path))
         self.window.clear()
 
     def validate(self, final: bool = False) -> None:
@@ -162,22 +165,18 @@ class Trainer:
         progress = self.progress
         self._stop_if_broken(self.window.read())
         self._lap(training=True)
+        weights = self.layout.weights()
         try:
-            metrics = self._measured()
+            metrics = together(self.ranks, lambda: self._measured(self.layout.whole(weights)))
         except (Exception, Interrupted):
             if not final:
                 self.save()
             raise
-        self._record(metrics)
-        score = self._score(metrics)
-        progress.validated = progress.update
-        progress.waited += 1
-        if progress.best is None or score > progress.best:
-            progress.best, progress.best_update, progress.best_metrics = score, progress.update, metrics
-            progress.waited = 0
+        score = self._judge(metrics)
+        progress.judged(score, metrics)
         if self.schedule.observe(score[0]):
             self.logbook.say(f"update {progress.update:,}: validation stalls, the learning rate is lowered")
-        self.shelf.add(self.model.state_dict(), progress, metrics, final)
+        self.ranks.decide(lambda: self.shelf.add(weights, progress, metrics, final))
         self._lap(training=False)
 
     def save(self) -> None:
@@ -185,7 +184,7 @@ class Trainer:
         self._stop_if_broken(self.window.read())
         self._lap(training=True)
         save(self)
-        self.shelf.prune(self.progress)
+        self.ranks.decide(lambda: self.shelf.prune(self.progress))
         self._lap(training=False)
 
     def resume(self) -> None:
@@ -204,7 +203,7 @@ class Trainer:
         self.logbook.open(progress.update, self.total_updates, self.logged)
         for note in self.config.unused_options():
             self.logbook.say(f"note: {note}")
-        if self.saved < 0:
+        if self.saved < 0 and self.ranks.size == 1:
             self.initial = copied(self.model), deepcopy(current(self))
         self.model.train()
         self.watch.start()
@@ -214,7 +213,7 @@ class Trainer:
         return updates_of(self.stream, progress, self.config.accumulate)
 
     def _finish(self) -> None:
-        """Log and validate what was not due; make the average of the last weights the model if it is better.
+        """Log and validate what was not due; choose the run's model.
 
         checkpoints/last stays as it was before: with a higher limit, `resume` goes on as if this end had
         never been.
@@ -222,23 +221,25 @@ class Trainer:
         progress = self.progress
         if self.window.updates:
             self.log()
-        stop_if_lost(self.unigram_loss, progress, self.logbook.metrics_path)
+        path = self.logbook.metrics_path
+        together(self.ranks, lambda: stop_if_lost(self.unigram_loss, progress, path))
         if progress.update and progress.validated < progress.update:
             self.validate(final=True)
-        averaged, updates = self.shelf.average(progress)
-        if updates:
-            set_weights(self.model, averaged, "the average")
-            metrics = self._measured()
-            self._record(metrics, len(updates))
-            assert progress.best is not None
-            if self._score(metrics) > progress.best:
-                self.shelf.publish(averaged, progress.update, metrics, updates)
-        set_weights(self.model, self.shelf.finished(progress), str(self.shelf.model))
+        together(self.ranks, self._choose)
+
+    def _choose(self) -> None:
+        """The end on the chief: the best weights or their average become the run's model."""
+        model = self.layout.whole()
+        self.shelf.choose(model, self.progress, lambda: self._measured(model), self._judge)
 
     def _interrupted(self, name: str) -> Outcome:
-        update = self.progress.update
-        if not (self.progress.best_update and self.shelf.model.exists()):
-            self.shelf.publish(self.model.state_dict(), update, {})
+        update, weights = self.progress.update, self.layout.weights()
+
+        def publish() -> None:
+            if not (self.progress.best_update and self.shelf.model.exists()):
+                self.shelf.publish(weights, update, {})
+
+        self.ranks.decide(publish)
         return self._outcome("interrupted", f"{name} after update {update:,}; --resume goes on")
 
     def _outcome(self, status: Status, reason: str, divergence: Mapping[str, Any] | None = None) -> Outcome:
@@ -253,14 +254,16 @@ class Trainer:
             self.step(micro_batches)
         except (IndexError, RuntimeError) as error:
             update = self.progress.update + 1
+            if self.ranks.size > 1:
+                raise self.ranks.lost(error, f"update {update:,}") from error
             blame(error, micro_batches, self.model, self.progress, self.schedule.learning_rate(update))
         if reading := self.monitor.read():
             self.logbook.probe(self.progress.update, reading)
 
-    def _measured(self) -> dict[str, float]:
-        """What the validation says of the model; a signal breaks it off."""
+    def _measured(self, model: Transformer) -> dict[str, float]:
+        """What the validation says of a model; a signal breaks it off. On the chief alone."""
         with self.interruption.breaking():
-            return measure(self.model, self.validator)
+            return measure(model, self.validator)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.update % every == 0
@@ -277,10 +280,9 @@ class Trainer:
         if broken := int(sums["broken"]):
             stop_broken(broken, self.schedule.learning_rate(broken), self.window.means(sums)["loss"])
 
-    def _record(self, metrics: Mapping[str, float], averaged: int = 0) -> None:
+    def _judge(self, metrics: Mapping[str, float], averaged: int = 0) -> tuple[float, float]:
+        """Write a validation down; the score it makes."""
         samples = "" if self.samples is None else self.samples()
         self.logbook.validation(self.progress.update, metrics, averaged, samples)
-
-    def _score(self, metrics: Mapping[str, float]) -> tuple[float, float]:
         stop_if_not_finite(metrics, self.progress.update, self.optimizer.param_groups[0]["lr"])
         return score_of(metrics, self.config.metric)

@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeAlias
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from ...core.configuration import Probability
 from ...core.signature import Doc
 from .base import NORMS, TokensNorm
+
+Add: TypeAlias = Callable[[Tensor], Tensor]  # x -> the sum of x over all ranks, a new tensor
+
+_adds: list[Add] = []  # of the innermost `added_over_ranks`, last
+
+
+@contextmanager
+def added_over_ranks(add: Add) -> Iterator[None]:
+    """A context in which batch statistics, forward and backward, are of the batch of all ranks.
+
+    It is for a training run's own passes: whatever else runs a model sees its own batch only.
+    """
+    _adds.append(add)
+    try:
+        yield
+    finally:
+        _adds.pop()
 
 
 class _OverRanks(torch.autograd.Function):
     """The sum over ranks; what a rank puts in moves every rank's loss, so gradients are summed as well."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        distributed.all_reduce(total)
-        return total
+    def forward(ctx: Any, x: Tensor, add: Add) -> Tensor:
+        ctx.add = add
+        return add(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        distributed.all_reduce(total)
-        return total
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.add(gradient), None
 
 
 def over_ranks(x: Tensor) -> Tensor:
     """The sum of x over all ranks of a distributed run, differentiable; else x itself."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not _adds:
         return x
-    if distributed.get_world_size() == 1:
-        return x
-    total: Tensor = _OverRanks.apply(x)  # type: ignore[no-untyped-call]
+    total: Tensor = _OverRanks.apply(x, _adds[-1])  # type: ignore[no-untyped-call]
     return total
 
 

@@ -127,7 +127,7 @@ class PowerNorm(TokensNorm):
 
     def _group_scaled(self, x: Tensor) -> Tensor:
         """Divide each group of a token's channels by sqrt(mean(x^2) + eps)."""
-        grouped = x.view(*x.shape[:-1], self.groups, -1)
+        grouped = x.view(*x.shape[:-1], self.groups, x.shape[-1] // self.groups)
         return (grouped / (grouped.square().mean(-1, keepdim=True) + self.eps).sqrt()).flatten(-2)
 
     def _psi(self, square: Tensor) -> Tensor:

@@ -1,0 +1,109 @@
+"""What a rank does with its share of a batch, seen in one process; the ranks together: test_ranks.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pairs import PAIRS, extras, plan
+
+from transformer import Transformer
+from transformer.data.batching import Batch, BatchStream, Share, collate, no_pairs
+from transformer.data.encoded import EncodedCorpus
+from transformer.training.config import TrainConfig
+from transformer.training.layouts import Whole, refusals
+from transformer.training.passes import Passes
+from transformer.training.ranks import Ranks, launched, own_device, restarted, speaks
+
+V = 24
+SHAPE = {"d_model": 16, "heads": 2, "d_ff": 24, "encoder_layers": 2, "decoder_layers": 2}
+# Each placement with one norm, and each norm with one placement.
+ONCE = [pair for i, pair in enumerate(PAIRS) if all(pair[0] != p[0] for p in PAIRS[:i])]
+ONCE += [pair for i, pair in enumerate(PAIRS) if all(pair[1] != p[1] for p in PAIRS[:i]) and pair not in ONCE]
+
+
+class Second(Ranks):
+    """The second of two ranks, the other of which has nothing."""
+
+    rank, size = 1, 2
+
+
+def some() -> Batch:
+    return collate([([4, 5, 6], [7, 8]), ([9], [10, 11, 12])], [0, 1])
+
+
+def gradients(passes: Passes, batch: Batch) -> dict[str, Any]:
+    passes.model.zero_grad(set_to_none=True)
+    passes.run([batch], update=3)
+    return {name: p.grad for name, p in passes.model.named_parameters()}
+
+
+@pytest.mark.parametrize(("placement", "norm"), ONCE)
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.filterwarnings(r"ignore:var\(\)")  # as open_ranks does
+def test_a_share_of_no_rows_has_the_gradients_of_all_parameters_and_they_are_zero(
+    placement: str, norm: str, checkpointed: bool
+) -> None:
+    """DDP waits for each parameter's gradient, so a rank without rows must make those that others make."""
+    model = Transformer(
+        V, V, placement=placement, norm=plan(norm), **extras(placement, norm), **SHAPE, seed=1
+    )
+    passes = Passes(model, torch.float32, 0.1, 1, False, checkpointed)
+    made = {name for name, gradient in gradients(passes, some()).items() if gradient is not None}
+    passes.layout.ranks.total = lambda number: 5  # type: ignore[method-assign]
+    try:
+        none = gradients(passes, no_pairs())
+    finally:
+        del passes.layout.ranks.total  # type: ignore[method-assign]
+    assert {name for name, gradient in none.items() if gradient is not None} == made
+    assert all(not gradient.any() for gradient in none.values() if gradient is not None)
+
+
+def test_ranks_draw_other_dropout_masks_and_the_first_those_of_one_process() -> None:
+    model = Transformer(V, V, **SHAPE, dropout=0.3, seed=1)
+    alone = gradients(Passes(model, torch.float32, 0.1, 1), some())
+    ranks = [Second(), Second()]
+    ranks[0].rank = 0
+    both = [
+        gradients(Passes(model, torch.float32, 0.1, 1, False, False, Whole(model, 0.1, each)), some())
+        for each in ranks
+    ]
+    torch.testing.assert_close(both[0], alone, rtol=0, atol=0)
+    assert any(not torch.equal(both[1][name], alone[name]) for name in alone)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_shares_are_the_batch_and_differ_by_a_row_at_most(size: int) -> None:
+    corpus = EncodedCorpus.of([([4] * (1 + i % 5), [5] * (1 + i % 7)) for i in range(40)])
+    streams = [BatchStream(corpus, 60, 1, share=Share(rank, size)) for rank in range(size)]
+    whole = list(BatchStream(corpus, 60, 1).epoch(2))
+    for batch, *shares in zip(whole, *(stream.epoch(2) for stream in streams), strict=True):
+        assert sorted(i for share in shares for i in share.indices.tolist()) == sorted(batch.indices.tolist())
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert len(shares[0]) == max(map(len, shares)), "the first rank, which probes, always has a row"
+        assert sum(share.target_tokens for share in shares) == batch.target_tokens
+        assert [stream.batches_in(2) for stream in streams] == [len(whole)] * size
+
+
+def words(config: TrainConfig, **flags: Any) -> str:
+    return " ".join(map(str, refusals(Transformer(V, V, **{**SHAPE, **flags}), config, 2)))
+
+
+def test_what_several_processes_cannot_do_is_refused_with_the_reason() -> None:
+    batch = {"norm": {"encoder": "batch", "decoder": "layer"}}
+    assert words(TrainConfig()) == words(TrainConfig(), **batch) == words(TrainConfig(parallel="fsdp")) == ""
+    assert words(TrainConfig(compile=True)) == ""
+    assert "batch statistics" in words(TrainConfig(compile=True), **batch)
+    assert "train.compile" in words(TrainConfig(compile=True, parallel="fsdp"))
+    assert "muon looks at whole matrices" in words(TrainConfig(optimizer="muon", parallel="fsdp"))
+    assert "model.placement" in words(TrainConfig(parallel="fsdp"), placement="reversible")
+
+
+def test_the_environment_of_torchrun_is_read() -> None:
+    first = {"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "8"}
+    assert [launched(each) for each in ({}, {"RANK": "0", "WORLD_SIZE": "1"}, first)] == [False, False, True]
+    assert [speaks(each) for each in ({}, first, {**first, "LOCAL_RANK": "1"})] == [True, True, False]
+    again = {**first, "TORCHELASTIC_RESTART_COUNT": "2"}
+    assert [restarted(each) for each in ({}, first, again)] == [False, False, True]
+    assert [own_device("cpu", first), own_device("auto", {})] == ["cpu", "auto"]

@@ -1,0 +1,255 @@
+"""The processes of one run, as torchrun starts them; nothing else in the package asks torch.distributed.
+
+    torchrun --nproc-per-node N train.py CONFIG
+
+starts N processes of `train.py`, the *ranks* 0 to N - 1. Each makes one `Ranks` of what torchrun has put into
+its environment and hands it to the trainer. What it offers:
+
+    rank, size, chief     which one this is, of how many; the chief is rank 0, the only one that writes
+    sum, total            tensors on the device, and whole numbers, added over the ranks
+    largest               whole numbers, each the largest of all ranks: also a vote, as 0 and 1
+    broadcast             the chief's value: plain data, as JSON holds it, and nothing that could run code
+    decide                what the chief finds by doing something; if that fails, every rank stops
+    chief_first           a context that the chief goes through first, and the others when it is done
+    barrier               wait for each other
+
+All of them are *collective*: every rank calls the same ones in the same order, and waits. They raise RankLost
+when a process is gone. Of one process, `ALONE`, they return what they are given, at once.
+
+Tensors on a CPU go through gloo, those on CUDA devices through nccl, so a vote never waits for the device.
+Ranks that wait while the chief prepares data, validates or scores wait up to LONGEST_WAIT; nobody sends signs
+of life. A process that dies closes its connections, which ends the others at once with gloo; torchrun ends
+them in any case.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, UserError
+
+T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(hours=24)
+LONGEST_START = timedelta(minutes=30)  # until all processes have come
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}
+
+
+class RankLost(UserError):
+    """Another process of the run has ended, or cannot be reached; or this one could not do its part."""
+
+
+class Elsewhere(UserError):
+    """The chief has failed, and has said why: this rank ends without a word."""
+
+
+class Ranks:
+    """The only process of a run: every collective returns what it is given."""
+
+    rank, size = 0, 1
+
+    @property
+    def chief(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Tensors of one shape, type and device, each summed over the ranks; no gradient goes through."""
+        return tensors
+
+    def total(self, number: int) -> int:
+        return number
+
+    def largest(self, *numbers: int) -> tuple[int, ...]:
+        return numbers
+
+    def broadcast(self, value: T) -> T:
+        return value
+
+    def barrier(self) -> None: ...
+
+    def decide(self, find: Callable[[], T]) -> T:
+        """What `find` returns on the chief, plain data. If it raises there, others raise Elsewhere."""
+        return find()
+
+    @contextmanager
+    def chief_first(self) -> Iterator[None]:
+        """The body runs on the chief, then on the others; if it raises there, they raise Elsewhere."""
+        yield
+
+    def lost(self, error: Exception, what: str) -> Exception:
+        """What to raise for an error while all ranks were at work on `what`."""
+        return error
+
+
+ALONE = Ranks()
+
+
+class Processes(Ranks):
+    """One of several processes. The default process group is there while this is open."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        together = torch.stack(tensors)
+        with self._reaching():
+            torch.distributed.all_reduce(together)
+        return together.unbind()
+
+    def summing(self, tensor: Tensor) -> torch.futures.Future[Tensor]:
+        """Begin to replace a tensor by its sum over the ranks; the future has it."""
+        work = torch.distributed.all_reduce(tensor, async_op=True)
+        assert work is not None
+        summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+        return summed
+
+    def total(self, number: int) -> int:
+        return int(self.sum(torch.tensor(number))[0])
+
+    def largest(self, *numbers: int) -> tuple[int, ...]:
+        together = torch.tensor(numbers)
+        with self._reaching():
+            torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
+        return tuple(together.tolist())
+
+    def broadcast(self, value: T) -> T:
+        text = json.dumps(value).encode() if self.chief else b""
+        (length,) = self.largest(len(text))
+        held = torch.frombuffer(bytearray(text or bytes(length)), dtype=torch.uint8)
+        with self._reaching():
+            torch.distributed.broadcast(held, 0)
+        return cast(T, json.loads(bytes(held.tolist())))
+
+    def barrier(self) -> None:
+        self.largest(0)
+
+    def decide(self, find: Callable[[], T]) -> T:
+        found: dict[str, Any] = {}
+        failure: Exception | None = None
+        if self.chief:
+            try:
+                found["value"] = find()
+            except Exception as error:  # whatever it is, the others must not wait
+                failure = error
+        found = self.broadcast(found)
+        if failure is not None:
+            raise failure
+        if "value" not in found:
+            raise Elsewhere("rank 0 has failed")
+        return cast(T, found["value"])
+
+    @contextmanager
+    def chief_first(self) -> Iterator[None]:
+        if not self.chief and self.largest(0)[0]:
+            raise Elsewhere("rank 0 has failed")
+        try:
+            yield
+        except BaseException:
+            if self.chief:
+                with suppress(RankLost):
+                    self.largest(1)
+            raise
+        if self.chief:
+            self.largest(0)
+
+    def lost(self, error: Exception, what: str) -> Exception:
+        reason = str(error).strip().partition("\n")[0]
+        return RankLost(
+            f"rank {self.rank} of {self.size}: {what} failed ({type(error).__name__}: {reason}). If another"
+            " process has ended, that is why, and its own message counts. What was saved stays: --resume RUN"
+            " goes on from it, and torchrun --max-restarts 3 does so by itself"
+        )
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # torch has no other name for it
+            raise self.lost(error, "speaking with the others") from error
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Has torchrun, or what speaks its language, started this process as one of several?"""
+    return "RANK" in environment and int(environment.get("WORLD_SIZE", "1")) > 1
+
+
+def restarted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Has torchrun started this process anew after a failure?"""
+    return "RANK" in environment and int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def speaks(environment: Mapping[str, str] = os.environ) -> bool:
+    """Is it this process that tells what all processes of its machine find?"""
+    return not launched(environment) or environment.get("LOCAL_RANK", "0") == "0"
+
+
+def own_device(name: str, environment: Mapping[str, str] = os.environ) -> str:
+    """`auto` and `cuda` of one of several processes: the device of its own; else the name itself."""
+    if not launched(environment) or name not in ("auto", "cuda") or not torch.cuda.is_available():
+        return name
+    processes, there = int(environment.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > there:
+        raise ConfigError(
+            f"{processes} processes on a machine with {there} CUDA devices;"
+            f" give --nproc-per-node {there}, or --device cpu"
+        )
+    return f"cuda:{environment.get('LOCAL_RANK', '0')}"
+
+
+def _meeting(environment: Mapping[str, str]) -> Any:
+    """Where the processes of one attempt find each other.
+
+    torchrun may keep its store from one attempt to the next, with the addresses of processes that are gone in
+    it: each attempt has names of its own there.
+    """
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not every torch has it
+
+    agents = environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    store = TCPStore(
+        environment["MASTER_ADDR"],
+        int(environment["MASTER_PORT"]),
+        int(environment["WORLD_SIZE"]),
+        is_master=environment["RANK"] == "0" and not agents,
+        timeout=LONGEST_START,
+    )
+    attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"attempt {attempt}", store)
+
+
+@contextmanager
+def open_ranks(device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
+    """The ranks that this process is one of, with what torchrun has put into `environment`."""
+    if not launched(environment):
+        yield ALONE
+        return
+    if not torch.distributed.is_available():
+        raise ConfigError(
+            "this torch is built without torch.distributed: start one process, without torchrun"
+        )
+    size = int(environment["WORLD_SIZE"])
+    if environment.get("LOCAL_WORLD_SIZE") == str(size) and sys.platform in LOOPBACK:
+        # Of one machine: gloo would ask for its name's address, which need not be known.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    # A rank without rows takes variances of nothing, and nothing comes of them.
+    warnings.filterwarnings("ignore", message=r"var\(\): degrees of freedom")
+    ranks = Processes(int(environment["RANK"]), size)
+    with ranks._reaching():
+        torch.distributed.init_process_group(
+            backend, store=_meeting(environment), rank=ranks.rank, world_size=size, timeout=LONGEST_WAIT
+        )
+    yield ranks
+    torch.distributed.destroy_process_group()  # not after an error: the others may be gone

@@ -1,0 +1,113 @@
+"""FSDP2: a slice of every tensor in each process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from ..model.transformer import Transformer
+from ..modules.norms.batch import added_over_ranks
+from .checkpoint import set_weights
+from .layouts import Whole, adding, frozen_copy
+from .ranks import Processes
+
+
+class Sharded(Whole):
+    """Weights, gradients and moments in slices along each tensor's first dimension (fully_shard).
+
+    A sublayer and its norms are one group, gathered when they run, forward and backward; embeddings, the
+    norms at the top and the output are another, there during the whole pass. Between passes there are slices
+    only. The chief has one more copy of the weights, whole, with which it validates; so the weights alone
+    must fit into one device.
+    Source: Zhao et al. 2023, arXiv 2304.11277, in torch's second form.
+    """
+
+    probed = False
+
+    def __init__(self, model: Transformer, label_smoothing: float, ranks: Processes) -> None:
+        super().__init__(model, label_smoothing, ranks)
+        self.device = model.output_weight.device
+        self.twin = frozen_copy(model) if ranks.chief else None
+        mesh = init_device_mesh(self.device.type, (ranks.size,))
+        for placement, sublayer in model.sites():
+            fully_shard([placement, sublayer], mesh=mesh)
+        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        register_fsdp_forward_method(model, "hidden")
+        assert isinstance(model, FSDPModule)
+        self.cut: FSDPModule = model
+        for module in model.modules():
+            if isinstance(module, FSDPModule):  # the sum of the ranks' gradients, not their mean
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+
+    @contextmanager
+    def passing(self, last: bool) -> Iterator[None]:
+        self.cut.set_requires_gradient_sync(last)
+        with added_over_ranks(adding(self.ranks)):
+            yield
+
+    def weights(self) -> dict[str, Tensor]:
+        names = {name: id(p) for name, p in self.model.named_parameters(remove_duplicate=False)}
+        gathered: dict[int, Tensor] = {}  # tied tensors once, so that they are written once
+        whole: dict[str, Tensor] = {}
+        for name, tensor in self.model.state_dict().items():
+            key = names.get(name, id(tensor))
+            if key not in gathered:
+                gathered[key] = self._gathered(tensor)
+            whole[name] = gathered[key]
+        return whole
+
+    def load(self, weights: Mapping[str, Tensor], source: str) -> None:
+        ours = self.model.state_dict()
+        set_weights(self.model, {name: _like(ours.get(name), each) for name, each in weights.items()}, source)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        state = optimizer.state_dict()
+        moments = {
+            index: {name: self._gathered(each) for name, each in values.items()}
+            for index, values in state["state"].items()
+        }
+        return {**state, "state": moments}
+
+    def load_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        ours = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            index: {
+                name: _like(ours[index], each) if torch.is_tensor(each) and each.ndim else each
+                for name, each in values.items()
+            }
+            for index, values in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": moments})
+
+    def whole(self, weights: Mapping[str, Tensor] | None = None) -> Transformer:
+        assert self.twin is not None, "only the chief has the whole model"
+        self.twin.to(self.device)
+        if weights is not None:
+            set_weights(self.twin, weights, "the gathered weights")
+        return self.twin
+
+    def number(self, x: Tensor) -> Tensor:
+        return x.full_tensor() if isinstance(x, DTensor) else x
+
+    def _gathered(self, each: Any) -> Any:
+        """A slice made whole, in the CPU's memory of the chief; others take part and forget it."""
+        if not isinstance(each, DTensor):
+            return each
+        whole = each.full_tensor().detach()
+        return whole.cpu() if self.ranks.chief else whole.new_empty(0)
+
+
+def _like(ours: Tensor | None, whole: Tensor) -> Tensor:
+    """This rank's slice of a whole tensor, cut as ours is."""
+    if not isinstance(ours, DTensor):
+        return whole
+    return distribute_tensor(whole.to(ours.device), ours.device_mesh, ours.placements, src_data_rank=None)
