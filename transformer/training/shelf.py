@@ -120,8 +120,8 @@ class Shelf:
             if missing:
                 what, count = faults[0].partition("; going on")[0], len(updates)
                 raise CheckpointError(
-                    f"{what}; the average of the last {count} validated weights needs them. Put back a copy of"
-                    f" {self.at(missing[0])} and --resume, or --resume with a higher limit, until the last"
+                    f"{what}; the average of the last {count} validated weights needs them. Put back a copy"
+                    f" of {self.at(missing[0])} and --resume, or --resume with a higher limit, until the last"
                     f" {count} are others; {self.model} has the best single weights"
                 )
         return average_checkpoints([self.at(update) for update in updates]), updates
