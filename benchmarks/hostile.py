@@ -271,7 +271,7 @@ def vocabularies(bench: Bench) -> Iterator[Row]:
     base = Path(bench.config).read_text().replace(f"{bench.folder}/train", f"{folder}/train")
     base = base.replace(f"{bench.folder}/valid", f"{folder}/valid")
     asked = {
-        "a vocabulary of one piece": (f"tokenizer: {{path: {folder}}}, max_unknown: 0.9", 0),
+        "a vocabulary of one piece": (f"tokenizer: {{path: {folder}}}\n  max_unknown: 0.9", 0),
         "a vocabulary of one piece, most of the text unknown to it": (f"tokenizer: {{path: {folder}}}", 1),
         "text of one word, vocabulary of 6": ("tokenizer: {vocab_size: 6, type: char}", 0),
         "text of one word, vocabulary of 5 asked for": ("tokenizer: {vocab_size: 5}", 1),

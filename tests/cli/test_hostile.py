@@ -180,11 +180,11 @@ def test_a_pair_that_does_not_fit_is_named_by_its_line(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # Two lines are left out before the pair; the model fails on the one sentence of its length.
-    text = "".join(["one two.\n", "\n", "x" * 30 + "\n", "red house sees one small cat.\n", "one two.\n"])
+    text = "".join(["one two.\n", "\n", "x" * 40 + "\n", "red house sees one small cat.\n", "one two.\n"])
     for side in ("en", "de"):
         bench.file(f"tight.{side}", text.encode())
     config = bench.config.read_text().replace("/train\n", "/tight\n")
-    config = config.replace("data:", "data:\n  max_length: 30")
+    config = config.replace("data:", "data:\n  max_length: 36")
     config = config.replace("vocab_size: 40, type: char", f"path: {bench.run}/tokenizer")
     run = _short_of_memory(monkeypatch, longest=20)
     config = config.replace("cache:", "max_unknown: 0.99\n  cache:")

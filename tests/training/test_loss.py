@@ -34,10 +34,12 @@ def reference(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float)
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
 @pytest.mark.parametrize("chunk", [1, 4 * V, 1 << 20])
+@pytest.mark.parametrize("group", [1, 150, 1 << 24])
 def test_loss_and_gradients_equal_torchs_cross_entropy(
-    smoothing: float, chunk: int, monkeypatch: pytest.MonkeyPatch
+    smoothing: float, chunk: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(loss_module._CHUNK, "cpu", chunk)
+    monkeypatch.setattr(loss_module, "_GROUP", group)
     hidden, weight, targets = problem()
     loss, nll = sequence_loss(hidden, weight, targets, smoothing)
     expected = reference(hidden, weight, targets, smoothing)

@@ -2,7 +2,7 @@
 
 Rows of the decoder's output are projected a chunk at a time; while a chunk's probabilities are at hand its
 part of both gradients is formed, so backward only multiplies them by the incoming gradient. Peak memory is
-one chunk of logits and the gradients themselves, whatever the number of tokens.
+some chunks of logits and the gradients themselves, whatever the number of tokens.
 
 Shapes: B batch, T target length, D model width, V vocabulary, N target tokens that are not padding.
 """
@@ -22,6 +22,9 @@ from ..modules.products import multiply
 # launches cost more than memory.
 _CHUNK = {"cpu": 1 << 21}
 _CHUNK_ELSEWHERE = 1 << 26
+# Logits whose gradients are kept until they are multiplied. Each such product adds to the whole (V, D)
+# gradient of the weight, which with a large vocabulary takes longer than the product itself.
+_GROUP = 1 << 24
 
 
 def sequence_loss(
@@ -111,32 +114,39 @@ def _in_chunks(
     """Log sum exp of the logits and the target's logit (N,), and what p - confidence 1_y gives each factor.
 
     The products are made in `product`, the rest in the inputs' own format. A row of zeros adds nothing to the
-    weight's part. The three buffers serve all chunks: fresh memory would cost more than what is done in it.
+    weight's part. Chunks make up groups, whose gradients to the logits are multiplied at once. The buffers
+    serve all of them: fresh memory would cost more than what is done in it.
     """
-    exact, size = inputs.dtype, max(1, _CHUNK.get(inputs.device.type, _CHUNK_ELSEWHERE) // len(matrix))
-    size = min(size, len(inputs))
+    exact, chunk = inputs.dtype, max(1, _CHUNK.get(inputs.device.type, _CHUNK_ELSEWHERE) // len(matrix))
+    chunk = min(chunk, len(inputs))
+    group = max(chunk, min(_GROUP // len(matrix), len(inputs)))
     low, projection = inputs.to(product), matrix.to(product)
     log_sum, target_logit = inputs.new_empty(2, len(inputs)).unbind()
     rows_gradient = torch.empty_like(inputs) if wants_rows else None
     weight_gradient = torch.zeros_like(matrix) if wants_weight else None
-    wide, softmax = inputs.new_empty(2, size, len(matrix)).unbind()
-    narrow = low.new_empty(size if product != exact else 0, len(matrix))
-    for start in range(0, len(inputs), max(size, 1)):
-        part = slice(start, start + size)
-        chunk, target = low[part], targets[part, None]
-        if product == exact:
-            logits = multiply(chunk, projection)
-        else:
-            logits = wide[: len(chunk)].copy_(torch.mm(chunk, projection.T, out=narrow[: len(chunk)]))
-        p = torch.softmax(logits, 1, out=softmax[: len(chunk)])
-        target_logit[part] = logits.gather(1, target).squeeze(1)
-        log_sum[part] = logits.amax(1) - p.amax(1).log()  # the largest p is at least 1 / V
-        if not (wants_rows or wants_weight):
-            continue
-        p.scatter_add_(1, target, p.new_full(target.shape, -confidence))
-        gradient = p if product == exact else narrow[: len(chunk)].copy_(p)
+    wide, softmax = inputs.new_empty(2, chunk, len(matrix)).unbind()
+    kept = low.new_empty(group, len(matrix))
+    for first in range(0, len(inputs), max(group, 1)):
+        rows = slice(first, first + group)
+        gradient = kept[: len(low[rows])]
+        for start in range(0, len(gradient), chunk):
+            narrow = gradient[start : start + chunk]
+            part = slice(first + start, first + start + len(narrow))
+            target = targets[part, None]
+            if product == exact:
+                logits, p = multiply(low[part], projection), narrow
+            else:
+                logits = wide[: len(narrow)].copy_(torch.mm(low[part], projection.T, out=narrow))
+                p = softmax[: len(narrow)]
+            torch.softmax(logits, 1, out=p)
+            target_logit[part] = logits.gather(1, target).squeeze(1)
+            log_sum[part] = logits.amax(1) - p.amax(1).log()  # the largest p is at least 1 / V
+            if wants_rows or wants_weight:
+                p.scatter_add_(1, target, p.new_full(target.shape, -confidence))
+                if product != exact:
+                    narrow.copy_(p)
         if rows_gradient is not None:
-            rows_gradient[part] = multiply(gradient, projection.T)
+            rows_gradient[rows] = multiply(gradient, projection.T)
         if weight_gradient is not None:
-            weight_gradient += multiply(gradient.T, chunk.T)
+            weight_gradient += multiply(gradient.T, low[rows].T)
     return log_sum, target_logit, rows_gradient, weight_gradient

@@ -123,10 +123,7 @@ def _settle(trainer: Trainer, saved: Saved) -> None:
     adopt(saved, shelf.last)
     _tidy(trainer)
     say(f"resumed after update {trainer.progress.update:,}, {_named(saved)}")
-    notes = list(_notes(trainer, saved.state))
-    if fault := shelf.reopen(trainer.progress):
-        notes.append(fault)
-    for note in notes:
+    for note in [*_notes(trainer, saved.state), *shelf.reopen(trainer.progress)]:
         say(f"note: {note}")
 
 
