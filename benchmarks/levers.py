@@ -39,8 +39,8 @@ from transformer.model.transformer import Transformer
 from transformer.modules import attention as attention_module
 from transformer.modules import products as products_module
 from transformer.modules.dropout import Dropout
+from transformer.training import layouts as layouts_module
 from transformer.training import loss as loss_module
-from transformer.training import passes as passes_module
 from transformer.training.logbook import Logbook
 from transformer.training.memory import keep_freed_memory
 from transformer.training.trainer import Trainer
@@ -70,7 +70,7 @@ def naive_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float
 
 
 def plain_loss(trainer: Trainer) -> AbstractContextManager[object]:
-    return patch.object(passes_module, "sequence_loss", naive_loss)
+    return patch.object(layouts_module, "sequence_loss", naive_loss)
 
 
 def with_padding(trainer: Trainer) -> AbstractContextManager[object]:

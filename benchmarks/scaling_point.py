@@ -85,9 +85,12 @@ def pair(point: dict[str, Any], folder: Path, device: torch.device) -> dict[str,
     one = turn(arm, batches, point["log"], device)
     one()
     memory = peak_memory(device)
-    other = turn(build(point | point["base"], folder / "base", device), batches, False, device)
+    base = build(point | point["base"], folder / "base", device)
+    other = turn(base, batches, False, device)
     other()
     seconds = [(one(), other()) if i % 2 else (other(), one())[::-1] for i in range(point["rounds"])]
+    for trainer in (arm, base):
+        trainer.logbook.close()
     return {
         "ratio": statistics.median(a / b for a, b in seconds),
         "seconds": statistics.median(a for a, _ in seconds) / len(batches),

@@ -131,6 +131,7 @@ OTHERS: dict[str, str] = {
     "data.source": "fr",
     "data.target": "fr",
     "data.train": "elsewhere",
+    "train.parallel": "fsdp",
     "data.test": "{other: elsewhere}",
     "data.max_ratio": "3",
     "data.tokenizer.type": "unigram",

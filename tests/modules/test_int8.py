@@ -51,6 +51,17 @@ def test_it_is_as_near_to_the_product_as_rounding_allows() -> None:
 
 
 @needed
+@pytest.mark.parametrize("terms", [1, 2, 3, 5, 17])
+@pytest.mark.parametrize("columns", [1, 2, 7, 33])
+@pytest.mark.parametrize("rows", [1, 2, 19])
+def test_products_of_every_shape_are_right(rows: int, terms: int, columns: int) -> None:
+    """Whole numbers with 127 in each row are what rounding makes of them, so the product is exact."""
+    x, weight = (torch.randint(-126, 127, size).float() for size in ((rows, terms), (columns, terms)))
+    x[:, 0] = weight[:, 0] = 127
+    torch.testing.assert_close(int8_product(weight, None)(x), x @ weight.T, rtol=1e-6, atol=0)
+
+
+@needed
 def test_a_row_depends_on_no_other_row() -> None:
     x, product = drawn(9, 32), int8_product(drawn(20, 32, seed=1), torch.randn(20))
     for row in range(9):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -130,3 +131,15 @@ def test_bf16_products_stay_close_and_the_softmax_is_float32() -> None:
     torch.testing.assert_close(loss, expected, rtol=2e-2, atol=0.1)
     got, wanted = (torch.autograd.grad(value, weight)[0] for value in (loss, expected))
     assert F.cosine_similarity(got.flatten(), wanted.flatten(), dim=0) > 0.999
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_no_gradient_is_formed_where_none_is_recorded(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = problem()
+    expected, products = sequence_loss(hidden, weight, targets, 0.1), []
+    multiply = loss_module.multiply
+    monkeypatch.setattr(loss_module, "multiply", lambda *given: products.append(given) or multiply(*given))
+    with context():
+        found = sequence_loss(hidden, weight, targets, 0.1)
+    assert len(products) == 1  # the logits
+    torch.testing.assert_close(found, tuple(each.detach() for each in expected))

@@ -18,6 +18,7 @@ from ..core.errors import ConfigError
 from ..core.loading import load
 from ..core.rundir import WEIGHTS
 from ..data.dataset import prepare, read_parallel
+from ..decoding.engine import require_products
 from ..decoding.translator import Translator
 from ..model.cost import cost_of
 from ..model.transformer import Transformer
@@ -116,6 +117,7 @@ def _train(config: Config, path: Path, device: torch.device, arguments: Namespac
 
 def _translate(config: Config, path: Path, device: torch.device, arguments: Namespace) -> dict[str, Any]:
     dtype = resolve_precision(config.decode.precision, device)
+    require_products(dtype, device)
     if path.is_dir() and (path / WEIGHTS).exists():
         run = load_run(path, device=device)
         model, tokenizers = run.model, (run.source_tokenizer, run.target_tokenizer)

@@ -57,10 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="directory of data.cache")
-    try:
-        arguments = parser.parse_args(argv)
-    except SystemExit as end:
-        return int(end.code or 0)
+    arguments = parser.parse_args(argv)
     facts = look(arguments.cache)
     findings = examine(facts)
     able = all(finding.state != "wrong" for finding in findings)

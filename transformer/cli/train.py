@@ -20,8 +20,10 @@ from ..core.seal import sealed
 from ..data.batching import BatchStream, Share
 from ..data.dataset import Prepared, prepare, read_parallel
 from ..data.locating import place_of
+from ..decoding.engine import require_products
 from ..evaluation.validation import Validator
 from ..model.transformer import Transformer
+from ..modules.precision import resolve_precision
 from ..training.logbook import Logbook, Mute
 from ..training.memory import keep_freed_memory
 from ..training.ranks import ALONE, Elsewhere, Ranks, open_ranks, own_device, restarted, speaks
@@ -68,6 +70,7 @@ def _main(argv: Sequence[str]) -> int:
         resumed_config(arguments.resume, overrides) if resume else new_config(arguments.config, overrides)
     )
     device = pick_device(own_device(arguments.device))
+    require_products(resolve_precision(config.decode.precision, device), device)
     if arguments.check:
         return _check(config, resume) if speaks() else 0
     run_dir = Path(str(config.run_dir))

@@ -24,6 +24,7 @@ from ..model.transformer import Transformer
 from ..modules.embeddings import POSITIONS
 from ..modules.int8 import has_int8
 from ..modules.precision import InferencePrecision, autocast, resolve_precision
+from ..modules.products import has_onednn
 from .config import SEARCHES, DecodeConfig
 from .hypothesis import Hypothesis
 from .limits import Limits
@@ -66,6 +67,19 @@ class Engine(Protocol):
         ...
 
 
+_NO_INT8 = Problem(
+    "decode.precision",
+    "int8 needs float32 weights on a CPU for which torch has exact 8-bit products",
+    hint="use auto, bf16 or float32",
+)
+
+
+def require_products(dtype: torch.dtype, device: torch.device) -> None:
+    """ConfigError for 8-bit products that cannot be had on a device, rather than others in their place."""
+    if dtype == torch.int8 and not (device.type == "cpu" and has_onednn() and has_int8()):
+        raise ConfigError([_NO_INT8])
+
+
 class Models:
     """One Transformer, or an ensemble, as an engine."""
 
@@ -80,7 +94,7 @@ class Models:
         for model in models:
             model.to(self.device)
         self.dtype = resolve_precision(precision, self.device)
-        self._require_int8()
+        self._require_products()
         self._packed: list[Packed] = []  # of each model; none where kernels or number format are missing
         self._copies = [_joined(self.models)]  # one for each batch at a time
 
@@ -108,20 +122,17 @@ class Models:
 
     def _prepare(self) -> None:
         """Packed copies of the models as they are now, where that is possible."""
-        self._require_int8()
+        self._require_products()
         if not all(map(can_be_packed, self.models)):
             self._packed, self._copies = [], [_joined(self.models)]
         elif not (self._packed and all(each.fits for each in self._packed)):
             self._packed, self._copies = [Packed(model, self.dtype) for model in self.models], []
             self._have_copies(1)
 
-    def _require_int8(self) -> None:
-        """ConfigError for 8-bit products that cannot be had, rather than others in their place."""
-        if self.dtype != torch.int8 or (all(map(can_be_packed, self.models)) and has_int8()):
-            return
-        message = "int8 needs float32 weights on a CPU for which torch has exact 8-bit products"
-        hint = "use auto, bf16 or float32"
-        raise ConfigError([Problem("decode.precision", message, hint=hint)])
+    def _require_products(self) -> None:
+        if self.dtype == torch.int8 and not all(map(can_be_packed, self.models)):
+            raise ConfigError([_NO_INT8])
+        require_products(self.dtype, self.device)
 
     def _have_copies(self, number: int) -> None:
         while len(self._copies) < number:

@@ -25,17 +25,23 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tens
     assert weight.shape[1] <= _TERMS, "a sum of so many terms may not fit into 32 bits"
     whole, of_columns = rounded(weight.detach())
     transposed, of_columns = whole.T, of_columns.squeeze(1)
+    bias = None if bias is None else bias.detach().clone()
 
     def product(x: Tensor) -> Tensor:
         rows, of_rows = rounded(x.reshape(-1, x.shape[-1]))
-        made = torch._int_mm(rows, transposed).float().mul_(of_rows)
+        made = _whole_product(rows, transposed).float().mul_(of_rows)
         if bias is None:
             made *= of_columns
         else:
-            torch.addcmul(bias.detach(), made, of_columns, out=made)
+            torch.addcmul(bias, made, of_columns, out=made)
         return made.view(*x.shape[:-1], len(whole))
 
     return product
+
+
+def _whole_product(rows: Tensor, columns: Tensor) -> Tensor:
+    """Whole numbers (R, N) of int8 (R, K) and (K, N). torch's product is wrong on a CPU where K is 1."""
+    return rows.int() * columns.int() if rows.shape[1] == 1 else torch._int_mm(rows, columns)
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:

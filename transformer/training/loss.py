@@ -48,7 +48,7 @@ def sequence_loss(
     device = rows.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
     sums: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        rows, output_weight, wanted, label_smoothing, product
+        rows, output_weight, wanted, label_smoothing, product, torch.is_grad_enabled()
     )
     return sums
 
@@ -71,14 +71,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, smoothing: float, product: torch.dtype
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        product: torch.dtype,
+        recorded: bool,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.float64 if rows.dtype == torch.float64 else torch.float32
         scored = (targets != PAD)[:, None]
         inputs, matrix = rows.to(exact) * scored, weight.to(exact)
+        wants_rows, wants_weight = (recorded and wants for wants in ctx.needs_input_grad[:2])
         with torch.autocast(rows.device.type, enabled=False):
             log_sum, target_logit, rows_gradient, weight_gradient = _in_chunks(
-                inputs, matrix, targets, product, 1 - smoothing, *ctx.needs_input_grad[:2]
+                inputs, matrix, targets, product, 1 - smoothing, wants_rows, wants_weight
             )
             mean = matrix.mean(0)
             nll = ((log_sum - target_logit) * scored.squeeze(1)).sum()
@@ -99,7 +106,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         rows, weight = (None if g is None else (g * scale).to(dtype) for g, dtype in gradients)
-        return rows, weight, None, None, None
+        return rows, weight, None, None, None, None
 
 
 def _in_chunks(
