@@ -18,6 +18,7 @@ import torch
 
 from ..core.errors import OutOfMemory, is_out_of_memory
 from ..model.transformer import Transformer
+from ..modules.norms import Norm
 
 T = TypeVar("T")
 
@@ -142,5 +143,5 @@ def _pair(batch: Any) -> int | None:
 
 def _over_the_batch(model: Transformer) -> str:
     """The class of a norm whose statistics run over the whole batch; empty if there is none."""
-    found = (type(m).__name__ for m in model.modules() if getattr(m, "span", None) == "batch")
+    found = (type(m).__name__ for m in model.modules() if isinstance(m, Norm) and m.span == "batch")
     return next(found, "")
