@@ -101,9 +101,16 @@ def _text(value: Any) -> Any:
     return value
 
 
+def _path(value: str) -> str:
+    if "\0" in value:
+        raise ValueError(f"{value!r} cannot name a file or a directory")
+    return value
+
+
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Int = Annotated[int, BeforeValidator(_integer)]
 Text = Annotated[str, BeforeValidator(_text)]
+PathText = Annotated[Text, AfterValidator(_path)]
 
 Positive = Annotated[Float, Field(gt=0)]
 NonNegative = Annotated[Float, Field(ge=0)]

@@ -144,14 +144,12 @@ def _value(loader: _Loader, document: Document, node: yaml.Node, path: KeyPath) 
 
 
 def _sound(value: Any) -> Any:
-    """The value; ValueError for text that no file name and no terminal takes: with NUL, or half a surrogate.
+    """The value; ValueError for text with half a surrogate pair, which no file and no terminal takes.
 
     The halves by which Python writes bytes of a file name that are not UTF-8 are taken.
     """
     if isinstance(value, str):
         value.encode("utf-8", "surrogateescape")
-        if "\0" in value:
-            raise ValueError("a NUL character")
     return value
 
 

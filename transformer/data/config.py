@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from ..core.configuration import Count, Positive, Probability, Section, Text
+from ..core.configuration import Count, PathText, Positive, Probability, Section, Text
 from ..core.errors import Problem
 from .corpus import DEMO, DEMO_LANGUAGES
 from .tokenizer import TokenizerConfig
@@ -46,7 +46,7 @@ class DataConfig(Section):
     max_unknown: Probability = Field(
         default=0.01, description="largest share of unknown tokens in either side of the training text"
     )
-    cache: Text = Field(
+    cache: PathText = Field(
         default=".cache", description="directory that keeps tokenizers and encoded text from run to run"
     )
 

@@ -115,6 +115,7 @@ class Tokenizer:
         """Raises DataError naming the file when it is missing, broken, or has other control ids."""
         try:
             tokenizer = cls(Path(path).read_bytes())
+            _ = tokenizer.vocabulary  # pieces that are not UTF-8 would be found out by a translation
         except OSError as error:
             raise DataError(f"{path}: cannot read the tokenizer: {error.strerror or error}") from None
         except (RuntimeError, ValueError):
