@@ -256,3 +256,13 @@ def test_a_real_shortage_is_survived() -> None:
     assert done.returncode == 0, done.stderr
     assert "memory did not hold" in done.stdout
     assert done.stdout.endswith("same\n")
+
+
+def test_the_rows_of_a_batch_are_the_batch_of_those_pairs() -> None:
+    pairs = [([5, 6, 7], [8]), ([5], [9, 9]), ([4, 4], [4]), ([9], [])]
+    whole = collate(pairs, range(10, 14))
+    for rows in (slice(0, 1), slice(1, 4), slice(None, 2), slice(3, None)):
+        part, alone = whole.rows(rows), collate(pairs[rows], range(10, 14)[rows])
+        for name, value in vars(alone).items():
+            found = getattr(part, name)
+            assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value
