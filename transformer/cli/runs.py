@@ -68,8 +68,8 @@ def require_made_with(
         changed.append("other subwords than the tokenizer's")
     if changed:
         raise CheckpointError(
-            f"{file}: trained with {', '.join(changed)}; {CONFIG_FILE} or {TOKENIZERS} beside it was edited or"
-            " damaged: put back a copy"
+            f"{file}: trained with {', '.join(changed)}; {CONFIG_FILE} or {TOKENIZERS} of the run was edited"
+            " or damaged: put back a copy"
         )
 
 

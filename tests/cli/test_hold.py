@@ -1,0 +1,85 @@
+"""One training at a time in a run directory; readers are not hindered; nothing is left behind."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from transformer.cli.hold import held
+from transformer.cli.train import main as train
+from transformer.cli.translate import main as translate
+from transformer.core.errors import CheckpointError, ConfigError
+
+
+def test_a_second_training_is_refused_with_who_holds_the_directory(
+    run: Path, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    source.write_text("one red house.\n")
+    before = (run / "log.txt").read_bytes()
+    with held(run):
+        for arguments in (["--resume", str(run)], [config, "--run-dir", str(run), "--overwrite"]):
+            assert train(arguments) == 1
+            message = capsys.readouterr().err
+            assert f"{run} is in use: process {os.getpid()} on {socket.gethostname()} trains there" in message
+        assert translate([str(run), "--input", str(source)]) == 0  # readers do not ask
+    assert (run / "log.txt").read_bytes() == before
+    assert not (run / "run.lock").exists()
+
+
+def test_the_lock_of_a_process_that_died_does_not_hold(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").write_text('{"pid": 1, "host": "elsewhere"}')
+    with held(tmp_path):
+        assert str(os.getpid()) in (tmp_path / "run.lock").read_text()
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_a_lock_file_that_its_holder_removed_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between our opening it and our locking it: a lock on a removed file would keep nobody out."""
+    path, flock, removed = tmp_path / "run.lock", fcntl.flock, []
+
+    def late(descriptor: int, how: int) -> None:
+        if not removed:
+            removed.append(path.unlink())
+        flock(descriptor, how)
+
+    monkeypatch.setattr("transformer.cli.hold.fcntl.flock", late)
+    with held(tmp_path):
+        assert path.exists()
+        with pytest.raises(CheckpointError, match="in use"), held(tmp_path):
+            pass
+
+
+def test_where_nothing_can_be_locked_that_is_said_and_where_nothing_can_be_written_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformer.cli.hold.fcntl.flock", refuse)
+        with held(tmp_path):
+            assert "cannot be locked (No locks available)" in capsys.readouterr().err
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("transformer.cli.hold.os.open", read_only)
+    with (
+        pytest.raises(CheckpointError, match=r"cannot be written \(Read-only file system\); make it writ"),
+        held(tmp_path),
+    ):
+        pass
+
+
+def test_a_file_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"), held(tmp_path / "file"):
+        pass
