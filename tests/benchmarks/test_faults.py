@@ -1,4 +1,4 @@
-"""A short form of benchmarks/faults.py: each kind of fault a few times, by real processes where it takes one."""
+"""A short form of benchmarks/faults.py: each kind of fault once or a few times, by real processes."""
 
 from __future__ import annotations
 

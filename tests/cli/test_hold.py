@@ -72,10 +72,8 @@ def test_where_nothing_can_be_locked_that_is_said_and_where_nothing_can_be_writt
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("transformer.cli.hold.os.open", read_only)
-    with (
-        pytest.raises(CheckpointError, match=r"cannot be written \(Read-only file system\); make it writ"),
-        held(tmp_path),
-    ):
+    told = r"cannot be written \(Read-only file system\); make it writable"
+    with pytest.raises(CheckpointError, match=told), held(tmp_path):
         pass
 
 

@@ -120,6 +120,7 @@ class Workshop:
         )
 
     batch = staticmethod(make_batch)
+    validation = staticmethod(validate)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from transformer.training.checkpoint import read_weights
-from transformer.training.progress import Stopwatch
+from transformer.training.progress import Interrupted, Interruption, Stopwatch
 from transformer.training.schedules import SCHEDULES
 from transformer.training.states import find_training, load_training
 
@@ -194,6 +194,57 @@ def test_patience_is_remembered(workshop: Any) -> None:
     resumed.resume()
     outcome = resumed.fit()
     assert (outcome.updates, outcome.best_update) == (16, 4)
+
+
+@pytest.mark.parametrize("which", [1, 3, 4], ids=["first", "last", "final"])
+def test_a_signal_breaks_off_a_validation_and_the_run_goes_on_exactly(which: int, workshop: Any) -> None:
+    """The third is due at the last update; the fourth is that of the average."""
+    straight = workshop.trainer("straight")
+    straight.fit()
+    calls, went_on = [], []
+
+    def long(model: Any) -> Any:
+        calls.append(None)
+        if len(calls) == which:
+            os.kill(os.getpid(), signal.SIGTERM)
+            went_on.append(sum(range(10**6)))  # a signal is delivered between two steps of Python
+        return workshop.validation(model)
+
+    outcome = workshop.trainer("cut", validate=long).fit()
+    assert outcome.status == "interrupted"
+    assert len(calls) == which
+    assert not went_on
+    resumed = workshop.trainer("cut")
+    resumed.resume()
+    assert (resumed.progress.update, resumed.progress.validated) == (
+        min(4 * which, 12),
+        min(4 * which - 4, 12),
+    )
+    assert resumed.fit().status == "completed"
+    assert_same(resumed, straight)
+
+
+def test_a_signal_that_came_before_a_validation_breaks_it_off_too() -> None:
+    interruption = Interruption()
+    interruption.name = "SIGTERM"
+    with pytest.raises(Interrupted), interruption.breaking():
+        pytest.fail("it was begun")
+
+
+def test_a_final_validation_that_fails_leaves_the_state_of_before_the_end(workshop: Any) -> None:
+    """The end logs what was not due: a state saved after that would not be the straight run's."""
+    straight = workshop.trainer("straight", updates=20, validate_every=100, log_every=4)
+    straight.fit()
+
+    def broken(model: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        workshop.trainer("cut", updates=10, validate_every=100, log_every=4, validate=broken).fit()
+    resumed = workshop.trainer("cut", updates=20, validate_every=100, log_every=4)
+    resumed.resume()
+    resumed.fit()
+    assert_same(resumed, straight)
 
 
 def test_the_signals_handlers_are_put_back(workshop: Any) -> None:

@@ -30,7 +30,7 @@ def command(run: Callable[[Sequence[str]], int]) -> Main:
     def main(argv: Sequence[str] | None = None) -> int:
         _open_closed_streams()
         try:
-            with _terminable():
+            with _terminable(), _brief_threads():
                 code = run(sys.argv[1:] if argv is None else list(argv))
                 sys.stdout.flush()
                 return code
@@ -76,6 +76,27 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def _brief_threads() -> Iterator[None]:
+    """A context in which a thread that can no longer write says so in a line.
+
+    TensorBoard's is such a one; who hands it something to write is told by an exception of its own.
+    """
+    before = threading.excepthook
+
+    def tell(end: threading.ExceptHookArgs) -> None:
+        if isinstance(end.exc_value, OSError):
+            _complain(f"in the background: {end.exc_value.strerror or end.exc_value}")
+        else:
+            before(end)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _complain(text: str) -> None:

@@ -68,7 +68,10 @@ def config_file_of(run: Path) -> Path:
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such run directory; train one with train.py")
     if not file.is_file():
-        raise CheckpointError(f"{run}: not a run directory nor a whole export: it holds no {CONFIG_FILE}")
+        raise CheckpointError(
+            f"{run}: not a run directory nor a whole export: it holds no {CONFIG_FILE}; put back a copy of it"
+            " or, where a start was killed before it had written one, start again"
+        )
     return file
 
 

@@ -59,7 +59,9 @@ def _kept(config: DataConfig, text: SplitText, directory: Path, log: Log) -> tup
         stamp = json.loads((directory / _STAMP).read_text(encoding="utf-8"))
         trained_with, trained_on = dict(stamp["options"]), str(stamp["text"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{directory / _STAMP}: cut short or damaged ({error!r}); start a new run") from error
+        raise DataError(
+            f"{directory / _STAMP}: cut short or damaged ({error!r}); {_mend(directory)}"
+        ) from error
     options = config.tokenizer.training_options()
     changed = [key for key, value in options.items() if trained_with.get(key) != value]
     if changed and config.tokenizer.path is None:
@@ -67,13 +69,26 @@ def _kept(config: DataConfig, text: SplitText, directory: Path, log: Log) -> tup
         raise DataError(f"{directory} was trained with other options: {asked}; use another run directory")
     if trained_on and trained_on != text.digest:
         log(f"the training text has changed since {directory} was trained; the run keeps its tokenizer")
-    return load_tokenizers(directory)
+    try:
+        source, target = load_tokenizers(directory)
+    except DataError as error:
+        raise DataError(f"{error}; {_mend(directory)}") from error
+    digests = stamp.get("digests")  # an older version wrote none
+    if digests is not None and digests != [source.digest, target.digest]:
+        raise DataError(f"{directory}: damaged: not the pieces that the run began with; {_mend(directory)}")
+    return source, target
+
+
+def _mend(directory: Path) -> str:
+    """What to do about damaged tokenizers."""
+    return f"put back a copy of {directory}, or delete it to have it made anew from the same text"
 
 
 def _install(tokenizers: tuple[Tokenizer, Tokenizer], directory: Path, stamp: dict[str, Any]) -> None:
     """Put the models into the run directory; the stamp comes last, so a directory that has it is whole."""
     directory.mkdir(parents=True, exist_ok=True)
     source, target = tokenizers
+    stamp = {**stamp, "digests": [source.digest, target.digest]}
     if source is target:
         source.save(directory / "joint.model")
     else:

@@ -51,7 +51,9 @@ def save(trainer: Trainer) -> None:
     state = {**current(trainer), "logged": logged, "measured": measured}
     digest = save_training(trainer.shelf.last, trainer.model.state_dict(), state, progress.update)
     trainer.saved, trainer.initial = progress.update, None
-    logbook.say(f"state {digest[:SHOWN]} after update {progress.update:,}")
+    every, update = trainer.config.validate_every, progress.update
+    pending = ", before its validation" if update % every == 0 and progress.validated < update else ""
+    logbook.say(f"state {digest[:SHOWN]} after update {update:,}{pending}")
 
 
 def resume(trainer: Trainer) -> None:
