@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,10 +37,12 @@ def held(run_dir: Path) -> Iterator[None]:
             f"{run_dir}: cannot be written ({error.strerror}); make it writable, or choose another --run-dir"
         ) from error
     try:
-        _sign(descriptor)
+        with suppress(OSError):  # on a full disk it is locked and says nothing
+            _sign(descriptor)
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still locked: it cannot be another's
+        with suppress(OSError):
+            path.unlink()  # while it is still locked: it cannot be another's
         os.close(descriptor)
 
 
@@ -50,7 +53,7 @@ def _locked(path: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            who = _holder(descriptor)
+            who = _holder(descriptor) or "another process"
             os.close(descriptor)
             raise CheckpointError(
                 f"{path.parent} is in use: {who} trains there; wait for it, stop it, or choose another"
@@ -73,9 +76,10 @@ def _sign(descriptor: int) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    """`process 123 on host`, for messages."""
-    try:
-        words = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {int(words['pid'])} on {words['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+    """`process 123 on host`, for messages; empty if it does not say so within a second."""
+    for _ in range(20):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            words = json.loads(os.pread(descriptor, 4096, 0))
+            return f"process {int(words['pid'])} on {words['host']}"
+        time.sleep(0.05)  # it has the lock, and has not written yet
+    return ""

@@ -80,7 +80,7 @@ def train(
         f"{model.parameter_count():,} parameters, placement {shown(config.model.placement)}, on {device}"
     )
     trainer = wire(config, run_dir, data, model.to(device), logbook)
-    if resume and ((run_dir / CHECKPOINTS).exists() or (run_dir / WEIGHTS).exists()):
+    if resume and _has_begun(run_dir, trainer):
         trainer.resume()
     else:
         if resume:
@@ -103,6 +103,13 @@ def train(
             logbook.say(f"{name}: BLEU {scores['bleu']:.2f}  chrF2 {scores['chrf']:.2f}")
             logbook.say(f"{name}: {scores['signature']['bleu']}")
     return EXIT[outcome.status]
+
+
+def _has_begun(run_dir: Path, trainer: Trainer) -> bool:
+    """Is there something that beginning again would lose?"""
+    if not ((run_dir / CHECKPOINTS).exists() or (run_dir / WEIGHTS).exists()):
+        return False
+    return (run_dir / RESULT).exists() or not trainer.shelf.saved_nothing()
 
 
 def calibrate(

@@ -195,4 +195,5 @@ def _summary_writer(directory: Path, update: int) -> SummaryWriter:
         warnings.simplefilter("ignore")
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(directory), purge_step=update + 1 if update else None)
+        begun = directory.is_dir() and any(directory.iterdir())
+        return SummaryWriter(str(directory), purge_step=update + 1 if begun else None)

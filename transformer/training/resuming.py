@@ -79,7 +79,10 @@ def resume(trainer: Trainer) -> None:
     _tidy(trainer)
     trainer.saved = trainer.progress.update
     say(f"resumed after update {trainer.progress.update:,}, {_named(saved)}")
-    for note in _notes(trainer, state):
+    notes = list(_notes(trainer, state))
+    if fault := shelf.reopen(trainer.progress):
+        notes.append(fault)
+    for note in notes:
         say(f"note: {note}")
 
 
@@ -144,8 +147,6 @@ def _notes(trainer: Trainer, state: Mapping[str, Any]) -> Iterator[str]:
             f"{metrics} is not what was written until here: cut short, edited or damaged. Lines that cannot"
             " be read are not used; weights do not hang on them"
         )
-    if fault := trainer.shelf.reopen(trainer.progress):
-        yield fault
 
 
 def _tidy(trainer: Trainer) -> None:

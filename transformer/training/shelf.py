@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError
 from ..core.rundir import CHECKPOINTS, WEIGHTS
-from .checkpoint import average_checkpoints, read_weights, write_weights
+from .checkpoint import average_checkpoints, beside, read_weights, write_weights
 from .config import TrainConfig
 from .progress import Progress
+from .states import FRESH, PREVIOUS, is_whole
 
 
 class Shelf:
@@ -80,7 +81,21 @@ class Shelf:
             ahead = self._update_of(self.best) > progress.best_update
             return "" if ahead else f"{error}; going on, as they are needed only if none better comes"
         self._restore(tensors, header, progress)
+        if not self._update_of(self.best):  # damaged, and another file had the same
+            write_weights(self.best, *read_weights(self.model))
         return ""
+
+    def saved_nothing(self) -> bool:
+        """Did the run end before its first save was whole? Then to begin again loses nothing.
+
+        Validated weights may be there already, but none of an update after which a state must have been.
+        """
+        previous, new = self.last.with_name(PREVIOUS), beside(self.last, FRESH)
+        if self.last.exists() or previous.exists() or is_whole(new):
+            return False
+        files = [*self.checkpoints.glob("update-*.safetensors"), self.best, self.model]
+        first = min(every for every in (self.config.validate_every, self.config.save_every) if every)
+        return max(map(self._update_of, files)) <= first
 
     def average(self, progress: Progress) -> tuple[dict[str, Tensor], list[int]]:
         """Mean of the last `config.average` validated weights, and their updates; empty for fewer than 2."""

@@ -140,6 +140,15 @@ def read_training(directory: Path, faults: tuple[str, ...] = ()) -> Saved:
     return Saved(directory, weights, state, digest, faults)
 
 
+def is_whole(directory: Path) -> bool:
+    """Does a directory hold a whole state?"""
+    try:
+        read_training(directory)
+    except CheckpointError:
+        return False
+    return True
+
+
 def adopt(saved: Saved, directory: Path) -> None:
     """Make the state that was found `directory`; what was there and is damaged stays beside it."""
     if saved.directory == directory:
