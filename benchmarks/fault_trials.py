@@ -257,6 +257,8 @@ def difference(straight: Path, run: Path, besides: Sequence[str] = ()) -> str:
         if "previous/" in name:  # after a fault the state before the last may be another one
             continue
         (one, header), (other, told) = (read_weights(r / name) for r in (run, straight))
+        for each in (header, told):
+            each.pop("commit", None)  # the checkout may have moved on
         if header != told or one.keys() != other.keys():
             return f"{name}: other names or another header"
         if not all(torch.equal(one[n], other[n]) for n in one):
