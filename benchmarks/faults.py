@@ -21,6 +21,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 sys.path.insert(0, str(ROOT))
 
 import fault_disks  # noqa: E402, F401
@@ -52,7 +53,8 @@ def main() -> int:
     text = table(rows)
     print(text)
     if arguments.write:
-        arguments.write.write_text(page(text, sys.argv[1:]), encoding="utf-8")
+        arguments.write.write_text(page(text, rows, sys.argv[1:]), encoding="utf-8")
+        put(text, ROOT / "docs" / "reliability.md")
     return 1 if any(row.bad for row in rows.values()) else 0
 
 
@@ -68,12 +70,30 @@ def table(rows: dict[str, Row]) -> str:
     return "\n".join(lines)
 
 
-def page(text: str, arguments: list[str]) -> str:
-    """docs/results/faults.md: the table with what it takes to make it again."""
+def put(text: str, page: Path) -> None:
+    """Put the table between its marks."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert end, f"{page} has no {BEGIN} and {END}"
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def page(text: str, rows: dict[str, Row], arguments: list[str]) -> str:
+    """docs/results/faults.md: the table, what was said, and what it takes to make it again."""
     command = " ".join(["python benchmarks/faults.py", *arguments])
     about = f"{_processor()}, Python {platform.python_version()}, commit {_commit()}, {date.today()}"
     what = (__doc__ or "").split("faults.md")[1].strip()
-    return f"# Faults\n\n    {command}\n\n{what}\n\n{about}.\n\n{text}\n"
+    said = [
+        f"- {name}, {outcome}: `{' '.join(example.split())[-300:]}`"
+        for name, row in rows.items()
+        for outcome, example in row.examples.items()
+    ]
+    return (
+        "\n\n".join(
+            ["# Faults", f"    {command}", what, f"{about}.", text, "An example of each:", "\n".join(said)]
+        )
+        + "\n"
+    )
 
 
 def _processor() -> str:
