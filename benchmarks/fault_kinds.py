@@ -40,13 +40,16 @@ def killed_in_a_save(bench: Bench, tries: int) -> Row:
 
 @fault("SIGKILL again and again until the run is done")
 def killed_often(bench: Bench, tries: int) -> Row:
-    """Each start is killed after a random share of the straight run's time, the last is left alone."""
+    """Each of six starts is killed up to 50 ms after it has saved a new state, the seventh is left alone."""
     row, kills = Row(), 0
     for _ in range(max(1, tries // 10)):
         run = bench.fresh()
         for _ in range(6):
+            before = saved_update(run)
             running = bench.go_on(run)
-            time.sleep(bench.random.uniform(0.3, 0.9) * bench_seconds(bench))
+            while running.alive and saved_update(run) <= before:
+                time.sleep(0.0005)
+            time.sleep(bench.random.uniform(0, 0.05))
             kills += running.alive
             running.signal(signal.SIGKILL)
             running.wait()

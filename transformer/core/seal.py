@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
+_HASH = re.compile("[0-9a-f]{40}")  # also where the mark before it is damaged
 MARK = "# sha256 of what follows: "
 
 
@@ -13,9 +15,11 @@ def sealed(text: str) -> str:
 
 
 def broken(text: str) -> bool:
-    """Has the text a seal that is not its own? Without one, as an edited text may be, nothing is broken."""
+    """Has the text a seal that is not its own, or does it say nothing? Without a seal it may be an edited one."""
     first, _, rest = text.partition("\n")
-    return first.startswith(MARK) and first.removeprefix(MARK) != _digest(rest)
+    if all(line.startswith("#") or not line.strip() for line in text.splitlines()):
+        return True
+    return _HASH.search(first) is not None and first != f"{MARK}{_digest(rest)}"
 
 
 def _digest(text: str) -> str:
