@@ -87,7 +87,7 @@ def read_only(bench: Bench, tries: int) -> Row:
     """A resume is refused and translation works; writable again, the run goes on."""
     row = Row()
     for _ in range(max(1, tries // 10)):
-        run = bench.cut(15)
+        run = bench.cut(bench.updates // 4)
         try:
             with mounted(run, "--bind", str(run)):
                 _mount("-o", "remount,bind,ro", str(run))

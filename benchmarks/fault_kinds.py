@@ -98,7 +98,7 @@ DAMAGES = ("emptied", "cut to a half", "cut by a byte", "a bit flipped", "a bit 
 @fault("a file of the run directory damaged")
 def damaged(bench: Bench, tries: int) -> Row:
     """Every file of a run that was killed, each in every way; `tries` below 30 takes so many of them."""
-    row, whole = Row(), bench.cut(30)
+    row, whole = Row(), bench.cut(bench.updates // 2)
     files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
     cases = [(name, how) for name in files if name.name != "run.lock" for how in DAMAGES]
     if tries < 30:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from transformer.core.errors import CheckpointError
 from transformer.training.checkpoint import read_weights
 
 ROOT = Path(__file__).parents[1]
@@ -166,6 +167,7 @@ class Bench:
 
     def __init__(self, folder: Path, updates: int = 60, seed: int = 1) -> None:
         self.folder, self.random, self.count = folder, random.Random(seed), 0
+        self.updates = updates
         self.config = folder / "faults.yaml"
         folder.mkdir(parents=True, exist_ok=True)
         for name, pairs in (("train", 400), ("valid", 12)):
@@ -216,9 +218,15 @@ class Bench:
         if "Traceback" in text:
             return row.add("TRACEBACK", text[-1500:])
         if code == 0:
-            if wrong := difference(self.straight, run, besides):
+            try:
+                wrong = difference(self.straight, run, besides)
+            except (CheckpointError, OSError, ValueError) as error:
+                wrong = str(error)
+            if wrong:
                 return row.add("OTHER NUMBERS", f"{run}: {wrong}")
-            row.add(EXACT, next((line for line in text.splitlines() if "cannot be used" in line), ""))
+            row.add(
+                EXACT, next((x for x in text.splitlines() if x.startswith(("cannot be used", "note:"))), "")
+            )
         elif code in (1, 2) and error and any(word in error for word in REMEDIES):
             row.add(REFUSED, error)
         else:

@@ -50,11 +50,11 @@ def main() -> int:
                 rows[name] = function(bench, arguments.tries)
                 print(f"{name}: {dict(rows[name].outcomes)} {rows[name].note}", flush=True)
                 print(f"  {time.monotonic() - began:.0f} s; {rows[name].examples}", flush=True)
-    text = table(rows)
-    print(text)
-    if arguments.write:
-        arguments.write.write_text(page(text, rows, sys.argv[1:]), encoding="utf-8")
-        put(text, ROOT / "docs" / "reliability.md")
+                if arguments.write:  # after each, so that what was found is kept
+                    text = table(rows)
+                    arguments.write.write_text(page(text, rows, sys.argv[1:]), encoding="utf-8")
+                    put(text, ROOT / "docs" / "reliability.md")
+    print(table(rows))
     return 1 if any(row.bad for row in rows.values()) else 0
 
 

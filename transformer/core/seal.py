@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-_HASH = re.compile("[0-9a-f]{40}")  # also where the mark before it is damaged
+_HASH = re.compile("[0-9a-f]{24}")  # also of a seal that is damaged itself
 MARK = "# sha256 of what follows: "
 
 
@@ -15,7 +15,7 @@ def sealed(text: str) -> str:
 
 
 def broken(text: str) -> bool:
-    """Has the text a seal that is not its own, or does it say nothing? Without a seal it may be an edited one."""
+    """Has the text a seal that is not its own, or does it say nothing? One that was edited has none."""
     first, _, rest = text.partition("\n")
     if all(line.startswith("#") or not line.strip() for line in text.splitlines()):
         return True

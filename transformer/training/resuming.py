@@ -79,10 +79,7 @@ def resume(trainer: Trainer) -> None:
     _tidy(trainer)
     trainer.saved = trainer.progress.update
     say(f"resumed after update {trainer.progress.update:,}, {_named(saved)}")
-    notes = list(_notes(trainer, state))
-    if fault := shelf.reopen(trainer.progress):
-        notes.append(fault)
-    for note in notes:
+    for note in [*_notes(trainer, state), *shelf.reopen(trainer.progress)]:
         say(f"note: {note}")
 
 

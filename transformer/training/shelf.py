@@ -65,25 +65,38 @@ class Shelf:
         write_weights(self.model, weights, header)
         self.metrics, self.averaged = dict(metrics), len(averaged)
 
-    def reopen(self, progress: Progress) -> str:
+    def reopen(self, progress: Progress) -> list[str]:
         """Make the best the run's model again: a run that had ended may have put an average there.
 
-        Nothing is raised where the best weights are not whole, since they are needed only if no later
-        validation is better: what is wrong is returned, for the log.
+        What is damaged is mended from other files of the run. Where there is none, nothing is raised, since
+        it may not be needed (a better validation comes, later weights are averaged): that is returned, for
+        the log.
         """
+        notes = self._mended(progress)
         if not progress.best_update:
-            return ""
+            return notes
         try:
             tensors, header = self._find(progress.best_update)
         except CheckpointError as error:
             # A crash, or falling back to an earlier state, may have come after a better one was found, which
             # the run will find again.
             ahead = self._update_of(self.best) > progress.best_update
-            return "" if ahead else f"{error}; going on, as they are needed only if none better comes"
+            return notes if ahead else [*notes, f"{error}; going on: they are needed if none better comes"]
         self._restore(tensors, header, progress)
-        if not self._update_of(self.best):  # damaged, and another file had the same
+        if not self._update_of(self.best):
             write_weights(self.best, *read_weights(self.model))
-        return ""
+        return notes
+
+    def _mended(self, progress: Progress) -> list[str]:
+        """Write the kept weights that are damaged anew, where another file has the same; what has none."""
+        notes = []
+        for update in progress.recent:
+            if self._update_of(self.at(update)) != update:
+                try:
+                    write_weights(self.at(update), *self._find(update))
+                except CheckpointError as error:
+                    notes.append(f"{error}; going on: they are needed if they are to be averaged")
+        return notes
 
     def saved_nothing(self) -> bool:
         """Did the run end before its first save was whole? Then to begin again loses nothing.
@@ -102,17 +115,15 @@ class Shelf:
         updates = progress.recent[-self.config.average :] if self.config.average else []
         if len(updates) < 2:
             return {}, []
-        for update in updates:
-            if self._update_of(self.at(update)) != update:  # damaged: another file may have the same weights
-                try:
-                    write_weights(self.at(update), *self._find(update))
-                except CheckpointError as error:
-                    raise CheckpointError(
-                        f"{error}; the average of the last {len(updates)} validated weights needs them."
-                        f" Put back a copy of {self.at(update)} and --resume, or --resume with a higher"
-                        f" limit, until the last {len(updates)} are others; {self.model} has the best"
-                        " single weights"
-                    ) from error
+        if faults := self._mended(progress):
+            missing = [u for u in updates if self._update_of(self.at(u)) != u]
+            if missing:
+                what, count = faults[0].partition("; going on")[0], len(updates)
+                raise CheckpointError(
+                    f"{what}; the average of the last {count} validated weights needs them. Put back a copy"
+                    f" of {self.at(missing[0])} and --resume, or --resume with a higher limit, until the last"
+                    f" {count} are others; {self.model} has the best single weights"
+                )
         return average_checkpoints([self.at(update) for update in updates]), updates
 
     def finished(self, progress: Progress) -> Mapping[str, Tensor]:
