@@ -66,7 +66,10 @@ def _kept(config: DataConfig, text: SplitText, directory: Path, log: Log) -> tup
     changed = [key for key, value in options.items() if trained_with.get(key) != value]
     if changed and config.tokenizer.path is None:
         asked = ", ".join(f"{key} = {options[key]} (was {trained_with.get(key)})" for key in changed)
-        raise DataError(f"{directory} was trained with other options: {asked}; use another run directory")
+        raise DataError(
+            f"{directory} was trained with other options: {asked}; use another run directory, or where this is"
+            f" the run's own, {_mend(directory)}"
+        )
     if trained_on and trained_on != text.digest:
         log(f"the training text has changed since {directory} was trained; the run keeps its tokenizer")
     try:
