@@ -134,7 +134,7 @@ class Running:
 
     def __init__(self, command: str, argv: Sequence[str], said: Path, file_limit: int | None = None) -> None:
         said.unlink(missing_ok=True)
-        self.said, self.began = said, time.monotonic()
+        self.said, self.began, self.at = said, time.monotonic(), time.time()
         os.environ["PYTHONPATH"] = str(ROOT)  # the server imports this checkout, wherever it is started
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["transformer.cli.train", "torch.utils.tensorboard"])
@@ -157,6 +157,10 @@ class Running:
             self.process.kill()
             raise AssertionError(f"still running after {seconds} s: {self.text()[-500:]}")
         return self.process.exitcode
+
+    def seconds(self) -> float:
+        """From the start to the last line that it wrote."""
+        return self.said.stat().st_mtime - self.at
 
     def text(self) -> str:
         return self.said.read_text(encoding="utf-8", errors="replace") if self.said.exists() else ""
