@@ -1,10 +1,16 @@
-"""Several batches at a time find what one after the other finds."""
+"""Several batches at a time, by threads or forked processes, find what one after the other finds."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +19,12 @@ from transformer import Transformer
 from transformer.core.errors import CheckpointError
 from transformer.decoding import DecodeConfig, Hypothesis, Limits
 from transformer.decoding.engine import Models, Request
+from transformer.decoding.forked import ForkedModels, WorkerLost
 from transformer.modules.products import has_onednn
 
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="one batch at a time without them")
+forks = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+FORKED = pytest.param(ForkedModels, marks=forks)
 SHAPE = {"d_model": 32, "heads": 2, "d_ff": 48, "encoder_layers": 1, "decoder_layers": 2}
 
 
@@ -39,24 +48,99 @@ def batches() -> list[list[Request]]:
     ]
 
 
-def found(models: list[Transformer], config: DecodeConfig, together: bool) -> list[list[list[Hypothesis]]]:
-    engine = Models(models, "float32")
+def found(
+    models: list[Transformer], config: DecodeConfig, together: bool, kind: type[Models] = Models
+) -> list[list[list[Hypothesis]]]:
+    engine = kind(models, "float32")
     with engine.working():
         if together:
             return engine.search_all(batches(), config)
         return [engine.search(batch, config) for batch in batches()]
 
 
+@pytest.mark.parametrize("kind", [Models, FORKED])
 @pytest.mark.parametrize("search", ["beam", "greedy", "sampling"])
 @pytest.mark.parametrize("norm", ["layer", {"encoder": "layer", "decoder": "instance"}])
-def test_threads_change_nothing(search: str, norm: object, threads: int) -> None:
+def test_batches_at_a_time_change_nothing(
+    kind: type[Models], search: str, norm: object, threads: int
+) -> None:
     config = DecodeConfig(search=search)
     models = [Transformer(50, 50, norm=norm, seed=seed, **SHAPE) for seed in (1, 2)]
-    together, alone = (found(models, config, at_once) for at_once in (True, False))
+    together, alone = (found(models, config, at_once, kind) for at_once in (True, False))
     for ours, theirs in zip(chain(*together), chain(*alone), strict=True):
         assert [h.tokens for h in ours] == [h.tokens for h in theirs]
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], rel=1e-4)
     assert torch.get_num_threads() == threads
+
+
+@forks
+def test_processes_have_the_weights_of_their_time() -> None:
+    model = Transformer(50, 50, seed=1, **SHAPE)
+    engine = ForkedModels([model], "float32")
+    for seed in (1, 2):
+        model.load_state_dict(Transformer(50, 50, seed=seed, **SHAPE).state_dict())
+        with engine.working():
+            first = engine.search_all(batches(), DecodeConfig())
+            assert [len(engine._workers), first] == [3, engine.search_all(batches(), DecodeConfig())]
+            processes = [worker.process for worker in engine._workers]
+        assert not any(process.is_alive() for process in processes)
+        alone = found([model], DecodeConfig(), together=False)
+        assert [h.tokens for h in chain(*chain(*first))] == [h.tokens for h in chain(*chain(*alone))]
+
+
+@forks
+def test_a_killed_process_is_said_and_none_is_left() -> None:
+    engine = ForkedModels([Transformer(50, 50, **SHAPE)], "float32")
+    with engine.working():
+        engine.search_all(batches(), DecodeConfig())
+        processes = [worker.process for worker in engine._workers]
+        os.kill(processes[1].pid, signal.SIGKILL)  # type: ignore[arg-type]
+        with pytest.raises(WorkerLost, match=r"by signal 9 .* fewer --threads"):
+            engine.search_all(batches(), DecodeConfig())
+    assert not any(process.is_alive() for process in processes)
+
+
+@forks
+def test_processes_end_with_the_one_that_forked_them() -> None:
+    """Although each inherits the ends of the pipes to those before it."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def work() -> None:
+        torch.set_num_threads(1)  # a fork has none of torch's threads
+        engine = ForkedModels([Transformer(50, 50, **SHAPE)], "float32")
+        with engine.working():
+            torch.set_num_threads(2)
+            engine.search_all(batches(), DecodeConfig())
+            theirs.send([worker.process.pid for worker in engine._workers])
+            os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    pids = ours.recv()
+    process.join()
+    deadline = time.monotonic() + 20
+    while any(map(_runs, pids)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [_runs(pid) for pid in pids] == [False, False]
+
+
+def _runs(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("kind", [Models, FORKED])
+def test_what_goes_wrong_is_said(kind: type[Models]) -> None:
+    model = Transformer(50, 50, **SHAPE)
+    with torch.no_grad():
+        model.output_table.fill_(torch.nan)
+    with pytest.raises(CheckpointError, match="not numbers"):
+        found([model], DecodeConfig(), True, kind)
+    assert torch.get_num_threads() == 3
 
 
 def test_each_thread_has_its_share_of_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,12 +159,3 @@ def test_each_thread_has_its_share_of_torch_s(monkeypatch: pytest.MonkeyPatch) -
     assert [threads for _, threads in seen] == [2, 2, 2, 6]
     assert seen[3][0] == threading.get_ident() not in {thread for thread, _ in seen[:3]}
     assert torch.get_num_threads() == 6
-
-
-def test_what_goes_wrong_in_a_thread_is_said() -> None:
-    model = Transformer(50, 50, **SHAPE)
-    with torch.no_grad():
-        model.output_table.fill_(torch.nan)
-    with pytest.raises(CheckpointError, match="not numbers"):
-        found([model], DecodeConfig(), together=True)
-    assert torch.get_num_threads() == 3

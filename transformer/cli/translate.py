@@ -125,7 +125,7 @@ def _ours(arguments: argparse.Namespace, config: DecodeConfig) -> LineTranslator
     device = pick_device(arguments.device)
     runs = load_ensemble(arguments.run, arguments.checkpoint, device)
     first, models = runs[0], [run.model for run in runs]
-    return Translator(models, first.source_tokenizer, first.target_tokenizer, config, device)
+    return Translator(models, first.source_tokenizer, first.target_tokenizer, config, device, fork=True)
 
 
 def _ctranslate2(arguments: argparse.Namespace, config: DecodeConfig) -> LineTranslator:

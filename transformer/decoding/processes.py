@@ -23,6 +23,7 @@ import torch
 
 from ..core.errors import UserError
 from .config import DecodeConfig
+from .forked import WorkerLost
 from .translation import Score, Translation
 from .translator import Chunk, LineTranslator, chunks, paired
 
@@ -30,10 +31,6 @@ Build = Callable[[], LineTranslator]
 Method = Literal["translate_chunk", "score_chunk"]
 
 AHEAD = 2  # chunks under way for each process
-
-
-class WorkerLost(UserError):
-    """A process ended before it had answered."""
 
 
 class SpreadTranslator:

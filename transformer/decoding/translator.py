@@ -14,6 +14,7 @@ from ..core.errors import CheckpointError, ConfigError, DataError, Problem
 from ..model.transformer import Transformer
 from .config import DecodeConfig
 from .engine import Engine, Models, Request
+from .forked import ForkedModels
 from .hypothesis import Hypothesis
 from .limits import Limits
 from .memory import refuse_too_much
@@ -202,13 +203,16 @@ class Translator(LineTranslator):
         target_tokenizer: Subwords,
         config: DecodeConfig | None = None,
         device: torch.device | str | None = None,
+        *,
+        fork: bool = False,
     ) -> None:
+        """`fork`: on a CPU, batches are shared among processes, not threads (see `ForkedModels`)."""
         assert models
         config = DecodeConfig() if config is None else config
         for i, model in enumerate(models):
             _check_size(i, "source", model.source_vocab, source_tokenizer.size)
             _check_size(i, "target", model.target_vocab, target_tokenizer.size)
-        engine = Models(models, config.precision, device)
+        engine = (ForkedModels if fork else Models)(models, config.precision, device)
         super().__init__(engine, source_tokenizer, target_tokenizer, config)
         refuse_too_much(models, config, self.max_source, self.max_target, engine.device)
 
