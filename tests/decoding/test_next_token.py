@@ -81,8 +81,11 @@ def test_the_self_attention_cache_holds_what_was_appended_however_long() -> None
         new = torch.randn(3, 2, 1, 4), torch.randn(3, 2, 1, 4)
         kept = new if kept is None else tuple(torch.cat(pair, 2) for pair in zip(kept, new, strict=True))
         keys, values = layer.extend(lambda new=new: new)
-        assert torch.equal(keys, kept[0])
-        assert torch.equal(values, kept[1])
+        held = torch.ones(keys.shape[2], dtype=torch.bool) if layer.held is None else layer.held.flatten()
+        assert torch.equal(held.nonzero().flatten(), torch.arange(step + 1))
+        assert torch.equal(keys[:, :, held], kept[0])
+        assert torch.equal(values[:, :, held], kept[1])
+        assert not torch.stack((keys, values))[:, :, :, ~held].any()  # a weight of 0 has to give 0
         if step % 3 == 0:
             rows = torch.randint(3, (3,)).sort().values
             cache.select(rows)
@@ -106,8 +109,9 @@ def test_the_memory_is_projected_once() -> None:
     assert cross.extend(project)[0] is first[0]
     assert cache.select(torch.tensor([3, 2])).tolist() == [1]
     keys, values = cross.extend(project)  # the two rows that are left share the sentence's
-    assert torch.equal(keys, memory[0][1:])
-    assert torch.equal(values, memory[1][1:])
+    assert torch.equal(keys[:, :, :3], memory[0][1:])
+    assert torch.equal(values[:, :, :3], memory[1][1:])
+    assert not torch.stack((keys, values))[:, :, :, 3:].any()
     assert len(calls) == 1
 
 
@@ -117,8 +121,8 @@ def test_rows_that_are_not_equally_many_get_the_memory_of_their_sentence() -> No
     for rows in ([0, 0, 1, 2, 2, 2], [2, 1, 0, 5]):
         cache.select(torch.tensor(rows))
         keys, values = cross.extend(lambda: memory)
-        assert torch.equal(keys, memory[0][cache.sentence])
-        assert torch.equal(values, memory[1][cache.sentence])
+        assert torch.equal(keys[:, :, :3], memory[0][cache.sentence])
+        assert torch.equal(values[:, :, :3], memory[1][cache.sentence])
 
 
 def test_an_ensemble_averages_probabilities() -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from transformer.modules.attention import MultiHeadAttention, attend
 from transformer.modules.dropout import Dropout
@@ -144,17 +145,77 @@ def test_precision_follows_the_request_or_the_hardware() -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_the_plain_bf16_products_equal_the_kernel(causal: bool) -> None:
-    """bf16 leaves take the written-out products; float32 copies of them take torch's kernel."""
-    leaves = [torch.randn(2, 3, 5, 4).bfloat16() for _ in range(3)]
+@pytest.mark.parametrize(
+    ("dtype", "rows", "columns"),
+    [
+        (torch.bfloat16, 5, 5),
+        (torch.bfloat16, 50, 50),
+        (torch.float64, 1, 1),
+        (torch.float64, 15, 15),
+        (torch.float64, 16, 16),
+        (torch.float64, 17, 17),
+        (torch.float64, 5, 24),
+        (torch.float64, 50, 50),
+        (torch.float32, 9, 9),
+    ],
+)
+def test_written_out_or_not_it_equals_torch_s_kernel(
+    dtype: torch.dtype, rows: int, columns: int, causal: bool
+) -> None:
+    """With rows shorter than a vector and longer ones, few scores and many."""
+    if causal and rows != columns:
+        return
+    query = torch.randn(2, 3, rows, 4).to(dtype)
+    leaves = [query, *(torch.randn(2, 3, columns, 4).to(dtype) for _ in range(2))]
     mask = None
     if not causal:
-        mask = torch.rand(2, 1, 1, 5) > 0.3
+        mask = torch.rand(2, 1, 1, columns) > 0.3
         mask[..., 0] = True
     outputs = []
-    for dtype in (torch.bfloat16, torch.float32):
-        q, k, v = (leaf.to(dtype).requires_grad_() for leaf in leaves)
-        y = attend(q, k, v, mask, causal, Dropout(0.0).eval())
-        outputs.append([y, *torch.autograd.grad(y.float().square().sum(), (q, k, v))])
+    for ours, exact in ((True, dtype), (False, torch.float64)):
+        q, k, v = (leaf.to(exact).requires_grad_() for leaf in leaves)
+        if ours:
+            y = attend(q, k, v, mask, causal, Dropout(0.0).eval())
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+        outputs.append([y, *torch.autograd.grad(y.double().square().sum(), (q, k, v))])
+    close = {torch.bfloat16: 0.05, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
     for low, high in zip(*outputs, strict=True):
-        torch.testing.assert_close(low.float(), high, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(low.double(), high, rtol=close, atol=close)
+
+
+def test_few_scores_on_a_cpu_and_bf16_training_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is faster where is measured by benchmarks/attention.py; here, which is taken."""
+    calls: list[int] = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    off = Dropout(0.0).eval()
+    taken = []
+    for dtype, length, gradients in (
+        (torch.float32, 8, False),
+        (torch.float32, 8, True),
+        (torch.float32, 60, True),
+        (torch.bfloat16, 60, True),
+        (torch.bfloat16, 60, False),
+    ):
+        x = torch.randn(1, 1, length, 4, dtype=dtype, requires_grad=gradients)
+        calls.clear()
+        attend(x, x, x, None, False, off)
+        taken.append("kernel" if calls else "written out")
+    assert taken == ["written out", "written out", "kernel", "written out", "kernel"]
+
+
+def test_columns_of_zeros_after_the_mask_s_are_not_attended_to() -> None:
+    """As caches return them."""
+    attention = MultiHeadAttention(8, 2).eval()
+    x, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])[:, None, None]
+
+    class More:
+        held = None
+
+        def extend(self, project: object) -> tuple[torch.Tensor, torch.Tensor]:
+            keys, values = (F.pad(each, (0, 0, 0, 3)) for each in project())  # type: ignore[operator]
+            return keys, values
+
+    torch.testing.assert_close(attention(x, memory, mask, cache=More()), attention(x, memory, mask))

@@ -9,10 +9,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..modules.attention import KeysValues
 
 _BLOCK = 8  # columns that a buffer grows by
+
+
+def _whole_blocks(x: Tensor) -> Tensor:
+    """Keys or values (B, H, S, K) with columns of zeros, on a CPU, up to a whole block."""
+    missing = -x.shape[2] % _BLOCK if x.device.type == "cpu" else 0
+    return F.pad(x, (0, 0, 0, missing)).contiguous()
 
 
 class SelfAttentionCache:
@@ -21,23 +28,27 @@ class SelfAttentionCache:
     A step writes its column and copies nothing else; growing copies an eighth of what attention reads anyway.
     Reordering copies rows into spare buffers of the same shape, and the two change places. A head's columns
     lie side by side, as its products with the query read them.
+    On a CPU one column gets the whole buffers, with `held` to tell the columns from those to come, which are
+    0: products of whole blocks take half the time of others.
     With a `window` N the buffers end at N columns and become rings: column t is at t mod N, in the place of
     one that nobody sees any more. `length` counts all columns, also those forgotten.
     """
 
     def __init__(self, window: int | None = None) -> None:
         self.length, self.window = 0, window
+        self.held: Tensor | None = None
         self._buffers: list[Tensor] = []
         self._spares: list[Tensor] = []
 
     def extend(self, project: Callable[[], KeysValues]) -> KeysValues:
-        """Append the projected columns (R, H, n, K) and return all: keys and values (R, H, L + n, K).
+        """Append the projected columns (R, H, n, K) and return all: keys and values (R, H, L + n, K) or more.
 
+        `held` (1, 1, 1, C) is True for those of the C returned that hold one; None where all do.
         Beyond the window one column gets the N of the ring, in any order; several get those held before, in
         order, and themselves.
         """
         new = project()
-        start, self.length = self.length, self.length + new[0].shape[2]
+        start, self.length, self.held = self.length, self.length + new[0].shape[2], None
         if self.window is not None and self.length > self.window:
             self._make_room(new[0], self.window, start)
             keys, values = (_slide(ring, each, start) for ring, each in zip(self._buffers, new, strict=True))
@@ -45,6 +56,11 @@ class SelfAttentionCache:
         self._make_room(new[0], self.length, start)
         for buffer, each in zip(self._buffers, new, strict=True):
             buffer[:, :, start : self.length] = each
+        if new[0].shape[2] == 1 and new[0].device.type == "cpu":
+            capacity = self._buffers[0].shape[2]
+            if self.length < capacity:
+                self.held = (torch.arange(capacity) < self.length)[None, None, None]
+            return self._buffers[0], self._buffers[1]
         keys, values = (buffer[:, :, : self.length] for buffer in self._buffers)
         return keys, values
 
@@ -67,7 +83,7 @@ class SelfAttentionCache:
             rows, heads, _, width = like.shape
             capacity = columns + -columns % _BLOCK
             capacity = capacity if self.window is None else min(capacity, self.window)
-            larger = [like.new_empty(rows, heads, capacity, width) for _ in range(2)]
+            larger = [like.new_zeros(rows, heads, capacity, width) for _ in range(2)]
             for new, old in zip(larger, self._buffers, strict=False):
                 new[:, :, :held] = old[:, :, :held]
             self._buffers, self._spares = larger, []
@@ -93,15 +109,17 @@ class CrossAttentionCache:
     gathered, when the rows change and not at each step.
     """
 
+    held = None  # the source's mask tells
+
     def __init__(self) -> None:
         self._kept: KeysValues | None = None
         self._of_rows: KeysValues | None = None
         self._sentence: Tensor | None = None
 
     def extend(self, project: Callable[[], KeysValues]) -> KeysValues:
-        """Keys and values (B, H, S, K), or (R, H, S, K); `project` is called the first time only."""
+        """Keys and values (B, H, S, K), or (R, H, S, K), in whole blocks; `project` is called once only."""
         if self._kept is None:
-            self._kept = tuple(each.contiguous() for each in project())  # type: ignore[assignment]
+            self._kept = tuple(_whole_blocks(each) for each in project())  # type: ignore[assignment]
         assert self._kept is not None
         if self._of_rows is None:
             keys, values = self._kept

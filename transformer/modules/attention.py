@@ -12,12 +12,15 @@ from torch.nn import functional as F
 from .branch import Gains, Inner
 from .dropout import Dropout
 from .masks import causal_mask
-from .norms import NormCache, NormFactory
+from .norms import NormCache, NormFactory, at_least_float32
 from .packed import PackedProducts
 from .products import Linear, linear
 from .qk_norm import QKNorms
 
 KeysValues = tuple[Tensor, Tensor]
+
+_FEW_SCORES = 2048  # of a head: up to so many torch's kernel is not faster; beyond, it saves their memory
+_VECTOR = 16  # float32 numbers in a processor's widest
 
 
 class Cache(Protocol):
@@ -25,8 +28,13 @@ class Cache(Protocol):
 
     Self-attention's cache calls `project` for the new columns and returns old and new together;
     cross-attention's calls it once, and from then on returns what it kept: of rows, or of sentences that
-    have equally many rows each, in order.
+    have equally many rows each, in order. Both may return columns of zeros after those that they hold.
     """
+
+    @property
+    def held(self) -> Tensor | None:
+        """True for those that self-attention's `extend` last returned and that it holds, (1, 1, 1, L)."""
+        ...
 
     def extend(self, project: Callable[[], KeysValues]) -> KeysValues: ...
 
@@ -56,20 +64,42 @@ def attend(
 ) -> Tensor:
     """softmax(Q K^T / sqrt(K)) V. (B, H, T, K), (B, H, S, K) twice -> (B, H, T, K).
 
-    torch's kernel, but for bf16 gradients on a CPU: there the backward of the fused kernel takes several
-    times as long as the plain products do (benchmarks/attention.py), so they are written out.
+    torch's kernel, or written out where that is faster.
     """
-    dropping = dropout.training and dropout.p > 0
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not query.requires_grad:
-        probability = dropout.p if dropping else 0.0
+    if not _faster_written_out(query, keys):
+        probability = dropout.p if dropout.training else 0.0
         return F.scaled_dot_product_attention(query, keys, values, mask, probability, is_causal=causal)
     if causal:
         mask = causal_mask(query.shape[2], device=query.device)
-    scores = (query @ keys.mT).float() * query.shape[-1] ** -0.5  # (B, H, T, S)
+    scores = at_least_float32(query @ keys.mT).mul_(query.shape[-1] ** -0.5)  # (B, H, T, S)
     if mask is not None:  # the smallest number, not -inf: a row that may attend to nothing stays finite
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights: Tensor = dropout(scores.softmax(-1))
+        least = torch.finfo(scores.dtype).min
+        scores += scores.new_zeros(mask.shape).masked_fill_(~mask, least)
+    weights: Tensor = dropout(softmax(scores))
     return weights.to(values.dtype) @ values
+
+
+def _faster_written_out(query: Tensor, keys: Tensor) -> bool:
+    """On a CPU: few scores a head, and all of bf16 training (benchmarks/attention.py).
+
+    The backward of torch's kernel takes several times as long in bf16.
+    """
+    if query.device.type != "cpu":
+        return False
+    if query.dtype == torch.bfloat16 and query.requires_grad:
+        return True
+    return not torch.compiler.is_compiling() and query.shape[2] * keys.shape[2] <= _FEW_SCORES
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """`scores.softmax(-1)`, with rows shorter than a vector made one by -inf.
+
+    torch's CPU kernel goes through shorter rows number by number, which takes several times as long.
+    """
+    missing = 0 if torch.compiler.is_compiling() else _VECTOR - scores.shape[-1]
+    if missing <= 0 or scores.device.type != "cpu":
+        return scores.softmax(-1)
+    return F.pad(scores, (0, missing), value=-torch.inf).softmax(-1)[..., :-missing]
 
 
 class MultiHeadAttention(nn.Module):
@@ -124,11 +154,14 @@ class MultiHeadAttention(nn.Module):
         if memory is None:
             query, key, value = self._together((self.query, self.key, self.value), x)
             keys, values = self._keep(cache, lambda: self._normed(key, value))
+            mask = cache.held if mask is None and cache is not None else mask
         else:
             (query,) = self._together((self.query,), x)
             keys, values = self._keep(
                 cache, lambda: self._normed(*self._together((self.key, self.value), memory))
             )
+        if mask is not None and mask.shape[-1] < keys.shape[2]:  # the rest are a cache's columns of zeros
+            mask = F.pad(mask, (0, keys.shape[2] - mask.shape[-1]))
         query = query if self.query_norm is None else self.query_norm(query)
         if len(keys) < len(query):  # rows of one sentence attend together, as columns do
             query = query.transpose(1, 2).reshape(len(keys), -1, self.heads, query.shape[-1]).transpose(1, 2)
