@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .core.registry import unknown
+from .core.signals import end_quietly
 
 COMMANDS = {
     "train": "train a model, or go on with a run",
@@ -26,6 +26,12 @@ COMMANDS = {
 }
 
 
+def program(*first: str) -> int:
+    """`main` of a process of its own: with what stands on its command line, after `first`."""
+    end_quietly()
+    return main([*first, *sys.argv[1:]])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command by name; `-h` lists them. Only the one asked for is imported."""
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -34,12 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: python -m transformer COMMAND ...\n\ncommands (each has --help):", *lines, sep="\n")
         return 0
     if name not in COMMANDS:
+        from .core.registry import unknown
+
         print(f"error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
         return 2
     try:
         command = importlib.import_module(f".cli.{name}", __package__)
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] == __package__:
+    except (ImportError, OSError) as error:  # the latter of a library that a package lacks
+        if (getattr(error, "name", None) or "").partition(".")[0] == __package__:
             raise  # our own bug
         print(f"error: {error}; `python -m transformer doctor` says what is missing", file=sys.stderr)
         return 1
@@ -48,4 +56,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(program())

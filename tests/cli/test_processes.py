@@ -21,12 +21,24 @@ def translator_of(run: Path, *flags: str) -> object:
     return _translator(arguments, decode_config(run, ["decode.chunk_lines=5"]))
 
 
+def keeps_out(process: int, number: signal.Signals) -> bool:
+    """Is a signal blocked or ignored there, as /proc has it?"""
+    status = Path(f"/proc/{process}/status")
+    if not status.exists():
+        pytest.skip("no /proc")
+    lines = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+    return bool((int(lines["SigBlk"], 16) | int(lines["SigIgn"], 16)) >> (number - 1) & 1)
+
+
 def test_two_processes_answer_as_one_and_a_killed_one_is_an_error(run: Path) -> None:
     alone = translator_of(run)
     assert not isinstance(alone, SpreadTranslator)
     expected, scores = list(alone.translate(LINES)), list(alone.score(LINES, LINES))
     spread = translator_of(run, "--processes", "2", "--device", "cpu")
     assert isinstance(spread, SpreadTranslator)
+    for worker in spread.workers:  # also while they import
+        assert keeps_out(worker.process.pid or 0, signal.SIGINT)
+        assert not keeps_out(worker.process.pid or 0, signal.SIGTERM), "which ends them"
     with spread:
         assert list(spread.translate(LINES)) == expected
         assert list(spread.score(iter(LINES), LINES)) == scores

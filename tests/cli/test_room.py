@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from transformer.cli.average import main as average
+from transformer.cli.hold import held
 from transformer.cli.room import room, settle
 from transformer.cli.train import main as train
+from transformer.cli.translate import main as translate
 from transformer.core.errors import ConfigError
 
 
@@ -130,3 +132,30 @@ def test_averaging_does_not_write_over_a_file_of_the_run(run: Path) -> None:
     for name in ("config.yaml", "model.safetensors"):
         assert average([str(run), "--output", str(run / name)]) == 2
     assert tree(run) == before
+
+
+@pytest.mark.parametrize("when", ["moving", "replaced", "laid out"])
+def test_resuming_after_an_overwrite_was_killed_goes_on_with_the_run_it_put_aside(
+    when: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    aside = old / f".{'moving' if when == 'moving' else 'replaced'}"
+    aside.mkdir()
+    names = [path.name for path in old.iterdir() if path != aside]
+    for name in ("checkpoints", "model.safetensors") if when == "moving" else names:
+        (old / name).rename(aside / name)
+    if when == "laid out":
+        (old / "config.yaml").write_text((aside / "config.yaml").read_text())
+    if when == "replaced":
+        assert translate([str(old), "--input", str(run / "config.yaml")]) == 1
+        assert f"train.py --resume {old} puts it back" in capsys.readouterr().err
+    with held(old):
+        assert train(["--resume", str(old)]) == 1
+        assert "is in use" in capsys.readouterr().err
+    assert aside.is_dir()
+    assert train(["--resume", str(old)]) == 0
+    told = capsys.readouterr().err
+    assert "note: put back the run" in told
+    assert "resumed after update 10" in told
+    assert {path.name for path in old.iterdir()} == {path.name for path in run.iterdir()}

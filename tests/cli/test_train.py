@@ -380,6 +380,32 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_exactly(
     assert all(torch.equal(ours[name], resumed[name]) for name in ours)
 
 
+def test_a_signal_while_the_test_sets_are_scored_is_an_interruption_and_resumed_they_are_scored(
+    run: Path,
+    config: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    part, went_on = tmp_path / "part", []
+
+    def signalled(*_: object) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGTERM)
+        went_on.append(sum(range(10**6)))
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformer.cli.conclude.score_test_sets", signalled)
+        assert train([config, "--run-dir", str(part)]) == 130
+    assert not went_on
+    assert "SIGTERM: breaking off the scoring of the test sets" in capfd.readouterr().err
+    result = json.loads((part / "result.json").read_text())
+    assert (result["status"], result["test"]) == ("interrupted", {})
+    assert train(["--resume", str(part)]) == 0
+    ended, straight = (json.loads((each / "result.json").read_text()) for each in (part, run))
+    assert (ended["status"], ended["test"]) == ("completed", straight["test"])
+
+
 def test_resuming_without_checkpoints_does_not_replace_the_model(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,13 @@ def test_a_resumed_run_replaces_the_points_it_computes_again(workshop: Any) -> N
     assert steps == [1, 2, 4, 6, 8, 10, 12]
 
 
+def test_where_events_cannot_be_written_the_run_goes_on_without_them(workshop: Any) -> None:
+    trainer = workshop.trainer(tensorboard=True, updates=2)
+    (trainer.run_dir / "tensorboard").write_text("a file")
+    assert trainer.fit().status == "completed"
+    assert "TensorBoard's events cannot be written" in (trainer.run_dir / "log.txt").read_text()
+
+
 def test_every_line_of_the_metrics_is_strict_json_with_its_update(tmp_path: Path) -> None:
     book = Logbook(tmp_path, tensorboard=False, quiet=True)
     book.open()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from transformer.core.errors import CheckpointError
 from transformer.training.checkpoint import read_weights
 from transformer.training.progress import Interrupted, Interruption, Stopwatch
 from transformer.training.schedules import SCHEDULES
@@ -314,3 +315,16 @@ def test_sigterm_to_a_process_saves_and_stops_cleanly(workshop: Any) -> None:
     assert "Traceback" not in errors
     assert load_training(workshop.run_dir / "run" / "checkpoints" / "last")[1]["update"] == int(updates)
     assert (workshop.run_dir / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("forgotten", ["load_optimizer", "load"])
+def test_a_trainer_that_does_not_come_to_be_what_was_saved_does_not_go_on(
+    forgotten: str, workshop: Any
+) -> None:
+    workshop.trainer(updates=1).fit()
+    trainer = workshop.trainer(updates=2)
+    setattr(trainer.layout, forgotten, lambda *_: None)
+    with torch.no_grad():
+        trainer.parameters[0].add_(1)
+    with pytest.raises(CheckpointError, match=r"taken up, the state of .* is another: (optimizer|weights)/"):
+        trainer.resume()

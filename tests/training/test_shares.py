@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from transformer.data.encoded import EncodedCorpus
 from transformer.training.config import TrainConfig
 from transformer.training.layouts import Whole, refusals
 from transformer.training.passes import Passes
-from transformer.training.ranks import Ranks, launched, own_device, restarted, speaks
+from transformer.training.ranks import Ranks, _meeting, launched, own_device, restarted, speaks
 
 V = 24
 SHAPE = {"d_model": 16, "heads": 2, "d_ff": 24, "encoder_layers": 2, "decoder_layers": 2}
@@ -107,3 +108,18 @@ def test_the_environment_of_torchrun_is_read() -> None:
     again = {**first, "TORCHELASTIC_RESTART_COUNT": "2"}
     assert [restarted(each) for each in ({}, first, again)] == [False, False, True]
     assert [own_device("cpu", first), own_device("auto", {})] == ["cpu", "auto"]
+
+
+def test_a_job_keeps_its_name_where_torchrun_keeps_its_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when rank 0 of a later attempt is on another machine, under another process of torchrun."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}
+    jobs = []
+    for attempt, parent in enumerate([11, 11, 12]):
+        monkeypatch.setattr(os, "getppid", lambda parent=parent: parent)
+        _, job = _meeting({**environment, "TORCHELASTIC_RESTART_COUNT": str(attempt)})
+        jobs.append(job)
+    assert len(set(jobs)) == 1
+    assert " 11 " in jobs[0]
+    assert _meeting({**environment, "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "3"})[1] == ""

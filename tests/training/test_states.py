@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from transformer.core.disk import clear
 from transformer.core.errors import CheckpointError
 from transformer.training import states
 from transformer.training.checkpoint import write_weights
@@ -147,9 +148,29 @@ def test_a_state_that_would_run_code_is_refused(last: Path, tmp_path: Path) -> N
     shutil.rmtree(last.with_name("previous"))
     (last / "manifest.json").unlink()
     torch.save({"update": 2, "evil": Evil()}, last / "trainer.pt")
-    with pytest.raises(CheckpointError, match=r"trainer\.pt"):
+    with pytest.raises(CheckpointError, match=r"trainer\.pt: holds objects other than plain") as caught:
         find_training(last)
+    assert "weights_only" not in str(caught.value), "no advice to have it run"
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["damaged", "previous", "last.new"])
+def test_a_file_with_the_name_of_a_state_is_in_nobodys_way(name: str, last: Path) -> None:
+    shutil.rmtree(last.with_name("previous"))
+    last.rename(last.with_name("kept"))
+    state_at(last, 3)
+    shutil.rmtree(last.with_name("previous"), ignore_errors=True)
+    last.with_name("kept").rename(last.with_name("previous"))
+    if name == "damaged":
+        last.with_name(name).write_text("a file")
+        damage(last / "trainer.pt", "flipped")
+        adopt(find_training(last), last)
+        assert find_training(last).state["update"] == 2
+        return
+    clear(last.with_name(name))
+    last.with_name(name).write_text("a file")
+    state_at(last, 4)
+    assert find_training(last).state["update"] == 4
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "..", ".", "", "a/b", "a\\b", "a\0b"])
@@ -205,7 +226,9 @@ def test_a_disk_that_is_full_keeps_what_was_there_and_takes_no_room(
 def test_the_hash_knows_every_bit_and_no_clock() -> None:
     weights = {"a": torch.tensor([0.0, 1.0]), "b": torch.zeros(0), "c": torch.tensor(3)}
     progress = {"update": 3, "best": (1.0, 2.0), "recent": [1, 2], "seconds": 1.0, "training_seconds": 1.0}
+    moments = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}}
     state = {"progress": progress, "window": {"seconds": 2.0, "sums": torch.ones(2)}, "logged": 5}
+    state |= {"optimizer": moments, "schedule": {"lowered": 0}}
     before = state_hash(weights, state)
     assert before == state_hash(dict(reversed(weights.items())), state)
     clocks = {**state, "progress": {**progress, "seconds": 9.0, "training_seconds": 7.0}, "logged": 9}
@@ -216,6 +239,9 @@ def test_the_hash_knows_every_bit_and_no_clock() -> None:
         ({**weights, "a": torch.tensor([[0.0, 1.0]])}, state),
         ({**weights, "a": torch.tensor([0.0, 1.0], dtype=torch.float64)}, state),
         ({**weights, "d": torch.tensor([0.0])}, state),
+        (weights, {**state, "optimizer": {"state": {0: {**moments["state"][0], "step": torch.tensor(4.0)}}}}),
+        (weights, {**state, "optimizer": {"state": {1: moments["state"][0]}}}),
+        (weights, {**state, "schedule": {"lowered": 1}}),
         (weights, {**state, "progress": {**progress, "update": 4}}),
         (weights, {**state, "progress": {**progress, "best": (1.0, 2.0000000000000004)}}),
         (weights, {**state, "progress": {**progress, "recent": [1, 2, 3]}}),

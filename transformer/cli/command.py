@@ -78,15 +78,23 @@ def _open_closed_streams() -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """A context in which SIGTERM does what Ctrl-C does. Only the main thread may set that."""
+    """A context in which SIGTERM and Ctrl-C raise KeyboardInterrupt. Only the main thread may set that.
+
+    A Ctrl-C that is ignored, or that the caller handles in a way of its own, is left to that.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as `end_quietly` has it
+        before[signal.SIGINT] = signal.SIG_DFL
     try:
+        for number in before:
+            signal.signal(number, signal.default_int_handler)
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextmanager

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..core.rundir import TESTS, WEIGHTS
 from ..data.dataset import Prepared
 from ..decoding.translator import Translator
 from ..evaluation.validation import score_test_sets
 from ..training.checkpoint import load_model_weights
+from ..training.progress import Interrupted, Interruption
+from ..training.ranks import supervised
 from ..training.trainer import Outcome, Trainer
 from .command import INTERRUPTED
 from .config import Config
@@ -28,21 +32,35 @@ def conclude(
     trainer: Trainer,
     outcome: Outcome,
     command_line: Sequence[str],
+    interruption: Interruption,
 ) -> int:
-    """Write result.json and score the test sets; the exit code."""
+    """Score the test sets of a run that is completed, and write result.json; the exit code.
+
+    A signal breaks the scoring off: then the run ends as interrupted, and resumed it does its end again.
+    """
     model, logbook = trainer.layout.whole(), trainer.logbook
-    result = describe_result(config, outcome, model, command_line, trainer.ranks.size)
-    write_result(run_dir, result)
+    scores: dict[str, Any] = {}
     if outcome.status == "completed" and tests:
-        load_model_weights(run_dir / WEIGHTS, model)
-        translator = Translator([model], data.source_tokenizer, data.target_tokenizer, config.decode)
-        for name, pairs in tests.items():
-            result["test"] |= score_test_sets(translator, {name: pairs}, partial(_keep_translations, run_dir))
-            write_result(run_dir, result)
-            scores = result["test"][name]
-            logbook.say(f"{name}: BLEU {scores['bleu']:.2f}  chrF2 {scores['chrf']:.2f}")
-            logbook.say(f"{name}: {scores['signature']['bleu']}")
-    return EXIT[outcome.status]
+        try:
+            with interruption.breaking("the scoring of the test sets"):
+                load_model_weights(run_dir / WEIGHTS, model)
+                translator = Translator([model], data.source_tokenizer, data.target_tokenizer, config.decode)
+                for name, pairs in tests.items():
+                    scores |= score_test_sets(translator, {name: pairs}, partial(_keep_translations, run_dir))
+                    logbook.say(f"{name}: BLEU {scores[name]['bleu']:.2f}  chrF2 {scores[name]['chrf']:.2f}")
+                    logbook.say(f"{name}: {scores[name]['signature']['bleu']}")
+        except Interrupted:
+            reason = f"{interruption.name} while the test sets were scored; --resume scores them"
+            logbook.say(f"interrupted: {reason}")
+            outcome = replace(outcome, status="interrupted", reason=reason)
+    result = describe_result(config, outcome, model, command_line, trainer.ranks.size)
+    write_result(run_dir, {**result, "test": scores})
+    return exit_code(outcome.status)
+
+
+def exit_code(status: str) -> int:
+    """Of a run that has ended so. torchrun would start one anew that was interrupted, but for a 0."""
+    return 0 if status == "interrupted" and supervised() else EXIT[status]
 
 
 def _keep_translations(

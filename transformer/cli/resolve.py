@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..core.configuration import Section
-from ..core.errors import CheckpointError, ConfigError, Problem, UserError
+from ..core.errors import CheckpointError, ConfigError, Problem
 from ..core.loading import Override, load
 from ..core.rundir import CONFIG_FILE
 from ..core.seal import broken
 from ..training import config as training
 from .config import Config, default_run_dir
+from .room import put_aside
 
 CHANGEABLE = tuple(f"train.{name}" for name in training.CHANGEABLE)
 Overrides = Sequence[str | Override]
@@ -57,15 +58,6 @@ def resumed_config(run: Path, overrides: Overrides) -> Config:
     return config.model_copy(update={"run_dir": str(run)})  # it may have been moved
 
 
-def holds(run: Path, config: Config) -> bool:
-    """Does this directory hold the run of this configuration, as far as a run has to keep to one?"""
-    try:
-        written = run_config(run).model_copy(update={"run_dir": config.run_dir})
-    except UserError:
-        return False
-    return all(key in CHANGEABLE for key, _, _ in _differences(written, config))
-
-
 def run_config(run: Path) -> Config:
     """The configuration that a run directory holds."""
     return load(Config, config_file_of(run))
@@ -77,6 +69,11 @@ def config_file_of(run: Path) -> Path:
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such run directory; train one with train.py")
     if not file.is_file():
+        if put_aside(run):
+            raise CheckpointError(
+                f"{run}: its run was put aside by a start with --overwrite, which is at work or was killed;"
+                f" train.py --resume {run} puts it back"
+            )
         raise CheckpointError(
             f"{run}: not a run directory nor a whole export: it holds no {CONFIG_FILE}; put back a copy of it"
             " or, where a start was killed before it had written one, start again"

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..core.disk import clear, sync_directory
 from ..core.errors import ConfigError
 from ..core.rundir import (
     CHECKPOINTS,
     CONFIG_FILE,
     DATA_REPORT,
+    JOB,
     LOCK,
     LOG,
     METRICS,
@@ -21,11 +23,13 @@ from ..core.rundir import (
     TOKENIZERS,
     WEIGHTS,
 )
+from .hold import held
+from .lines import say
 
 PARTIAL = ".partial"
 FIRST_WORDS = "run directory"  # of the log of every start
 # What preparing data leaves behind when it fails or is interrupted: a new run does not use it.
-PREPARED = {TOKENIZERS, DATA_REPORT, LOG}
+PREPARED = {TOKENIZERS, DATA_REPORT, LOG, JOB}
 # A run that --overwrite replaces is moved entry by entry to the first, which then is the second until the new
 # run begins to train, and the third while it is deleted: each change of name is one step, so that a start
 # that is killed loses nothing.
@@ -51,34 +55,53 @@ def room(run_dir: Path, overwrite: bool) -> Iterator[None]:
         raise
 
 
+def put_back(run_dir: Path, patience: float = 0.0) -> None:
+    """Put back the run that a start with --overwrite had put aside when it was killed. Not in a room.
+
+    CheckpointError while such a start is at work there; `patience` as of `held`.
+    """
+    if put_aside(run_dir):
+        with held(run_dir, patience):
+            _restore(run_dir)
+        say(f"note: put back the run of {run_dir}, which an --overwrite had put aside when it was killed")
+
+
+def put_aside(run_dir: Path) -> bool:
+    """Is there a run that is to be replaced by one that has not begun to train?"""
+    return (run_dir / REPLACED).exists() or (run_dir / MOVING).exists()  # in the order of putting it back
+
+
 def settle(run_dir: Path) -> None:
     """Delete the run that was put aside."""
     if (run_dir / REPLACED).exists():
         (run_dir / REPLACED).rename(run_dir / DISCARDED)
+        sync_directory(run_dir)
     shutil.rmtree(run_dir / DISCARDED, ignore_errors=True)
 
 
 def _make_room(run_dir: Path, overwrite: bool) -> None:
     shutil.rmtree(run_dir / DISCARDED, ignore_errors=True)
-    held = {path.name for path in run_dir.iterdir()} - {LOCK}
-    foreign = sorted(name for name in held if not _ours(name))
-    if CONFIG_FILE in held and not overwrite:
+    there = {path.name for path in run_dir.iterdir()} - {LOCK}
+    foreign = sorted(name for name in there if not _ours(name))
+    if CONFIG_FILE in there and not overwrite:
         raise ConfigError(
             f"{run_dir} already holds a run; go on with it by --resume {run_dir}, choose another --run-dir,"
             " or give --overwrite to delete it and start again"
         )
-    if CONFIG_FILE not in held:
-        ours = {name for name in held if name in PREPARED or _half(name)} if _began(run_dir) else set()
-        foreign = sorted(held - ours)
+    if CONFIG_FILE not in there:
+        ours = {name for name in there if name in PREPARED or _half(name)} if _began(run_dir) else set()
+        foreign = sorted(there - ours)
     if foreign:
         raise ConfigError(
             f"{run_dir} holds other things ({', '.join(foreign[:4])}); choose another --run-dir"
         )
-    if CONFIG_FILE in held:
+    if CONFIG_FILE in there:
         (run_dir / MOVING).mkdir()
-        for name in held:
+        for name in there:
             (run_dir / name).rename(run_dir / MOVING / name)
+        sync_directory(run_dir / MOVING)
         (run_dir / MOVING).rename(run_dir / REPLACED)
+        sync_directory(run_dir)
     else:
         _delete(run_dir)
 
@@ -88,17 +111,19 @@ def _restore(run_dir: Path) -> None:
     moving = run_dir / MOVING
     if (run_dir / REPLACED).is_dir():
         _delete(run_dir)
+        sync_directory(run_dir)  # what is back must not meet what was deleted
         (run_dir / REPLACED).rename(moving)
     if moving.is_dir():
         for path in list(moving.iterdir()):
             path.rename(run_dir / path.name)
+        sync_directory(run_dir)
         moving.rmdir()
 
 
 def _delete(run_dir: Path) -> None:
     for path in list(run_dir.iterdir()):
         if _ours(path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            clear(path)
 
 
 def _ours(name: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 from ..core.errors import ConfigError, OutOfMemory
 from ..core.loading import to_yaml
 from ..core.plans import shown
-from ..core.rundir import CHECKPOINTS, CONFIG_FILE, DATA_REPORT, RESULT, WEIGHTS
+from ..core.rundir import CHECKPOINTS, CONFIG_FILE, DATA_REPORT, JOB, RESULT, WEIGHTS
 from ..core.seal import sealed
 from ..data.batching import BatchStream, Share
 from ..data.dataset import Prepared, prepare, read_parallel
@@ -26,7 +26,8 @@ from ..model.transformer import Transformer
 from ..modules.precision import resolve_precision
 from ..training.logbook import Logbook, Mute
 from ..training.memory import keep_freed_memory
-from ..training.ranks import ALONE, Elsewhere, Ranks, open_ranks, own_device, restarted, speaks
+from ..training.progress import Interruption
+from ..training.ranks import ALONE, Elsewhere, Ranks, launched, open_ranks, own_device, restarted, speaks
 from ..training.shelf import Shelf
 from ..training.trainer import Outcome, Trainer
 from .command import EXIT_CODES, MODEL_FLAGS, Parser, command
@@ -35,9 +36,9 @@ from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .hold import held
 from .lines import say
-from .resolve import CHANGEABLE, holds, new_config, resumed_config
+from .resolve import CHANGEABLE, new_config, resumed_config
 from .result import commit, has_diverged, how_it_ended, versions, write_text
-from .room import FIRST_WORDS, room, settle
+from .room import FIRST_WORDS, put_aside, put_back, room, settle
 from .runs import made_with, pick_device
 
 PREFETCH = 4  # batches made ahead of the trainer
@@ -65,6 +66,9 @@ def _main(argv: Sequence[str]) -> int:
     resume = arguments.resume is not None
     if resume and arguments.overwrite:
         raise ConfigError("--overwrite starts again, --resume goes on: give one of the two")
+    patience = RELEASE if restarted() else 0.0
+    if resume and not arguments.check:
+        put_back(arguments.resume, patience or SPEAKING * launched())  # one rank does it, the others wait
     overrides = arguments.overrides
     config = (
         resumed_config(arguments.resume, overrides) if resume else new_config(arguments.config, overrides)
@@ -75,11 +79,10 @@ def _main(argv: Sequence[str]) -> int:
         return _check(config, resume) if speaks() else 0
     run_dir = Path(str(config.run_dir))
     with open_ranks(device) as ranks, ExitStack() as stack:
-        patience = RELEASE if restarted() else 0.0
         ranks.decide(lambda: stack.enter_context(held(run_dir, patience)))
-        if restarted() and not resume:
-            resume = ranks.decide(lambda: holds(run_dir, config))
-            if resume and ranks.decide(lambda: has_diverged(run_dir)):
+        if ranks.decide(lambda: _is_of(ranks.job, run_dir)):
+            resume = True
+            if ranks.decide(lambda: has_diverged(run_dir)):
                 return EXIT["diverged"]  # as it would again
         if not resume:
             ranks.decide(lambda: stack.enter_context(room(run_dir, arguments.overwrite)))
@@ -120,17 +123,32 @@ def train(
     trainer = wire(config, run_dir, data, model, logbook, ranks)
     if begun:
         trainer.resume()
-    ranks.decide(lambda: _lay_out(config, run_dir, data))
+    ranks.decide(lambda: _lay_out(config, run_dir, data, ranks.job))
     outcome = _fit(trainer, config, data)
-    return ranks.decide(lambda: conclude(config, run_dir, data, tests, trainer, outcome, command_line))
+    with Interruption("ending the run") as interruption:  # in all ranks; the first one hears
+        return ranks.decide(
+            lambda: conclude(config, run_dir, data, tests, trainer, outcome, command_line, interruption)
+        )
 
 
-def _lay_out(config: Config, run_dir: Path, data: Prepared) -> None:
+def _lay_out(config: Config, run_dir: Path, data: Prepared, job: str) -> None:
     """What a run directory holds from its first update on."""
     write_text(run_dir / DATA_REPORT, json.dumps(data.report.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    (run_dir / RESULT).unlink(missing_ok=True)  # an earlier end's; until this one comes there is none
+    if job:
+        write_text(run_dir / JOB, job)
+    else:
+        (run_dir / JOB).unlink(missing_ok=True)
     write_text(run_dir / CONFIG_FILE, sealed(to_yaml(config)))
     settle(run_dir)
-    (run_dir / RESULT).unlink(missing_ok=True)  # an earlier end's; until this one comes there is none
+
+
+def _is_of(job: str, run_dir: Path) -> bool:
+    """Has an earlier attempt of this job begun to train here, or gone on? Then what is there is of it."""
+    if not job or put_aside(run_dir) or not (run_dir / CONFIG_FILE).is_file():
+        return False
+    file = run_dir / JOB
+    return file.is_file() and file.read_bytes() == job.encode()
 
 
 def _fit(trainer: Trainer, config: Config, data: Prepared) -> Outcome:

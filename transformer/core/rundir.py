@@ -9,5 +9,6 @@ TOKENIZERS = "tokenizer"
 WEIGHTS = "model.safetensors"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+JOB = "torchrun.job"  # which torchrun began this run, or went on with it; one process writes none
 LOCK = "run.lock"  # there while a process trains
 TESTS = "tests"  # NAME.hyp and NAME.ref of each test set, a sentence a line

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..core.disk import sync_directory, sync_file
 from ..core.errors import DataError
 
 
@@ -88,10 +89,11 @@ def _begun(folder: Path, key: str) -> Iterator[Path]:
 
 def _publish(fresh: Path, entry: Path) -> None:
     for path in fresh.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
+    sync_directory(fresh)
     try:
         os.rename(fresh, entry)
+        sync_directory(entry.parent)
     except OSError:
         if not entry.is_dir():
             raise  # not the race: another process did not make the same entry first

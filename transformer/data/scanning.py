@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ..core.disk import replace
 from ..core.errors import DataError
 from .cache import key_of
 from .corpus import LONGEST_LINE, Oddities, decompressed, lines_of, reading
@@ -97,7 +98,7 @@ def remembered(cache: Path, what: object, files: Iterable[Path], scan: Callable[
             entry.parent.mkdir(parents=True, exist_ok=True)
             temporary = entry.with_name(f".{entry.name}.{os.getpid()}")
             temporary.write_text(json.dumps(asdict(found)), encoding="utf-8")
-            os.replace(temporary, entry)
+            replace(temporary, entry)
     return found
 
 

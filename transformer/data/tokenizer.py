@@ -25,6 +25,7 @@ import sentencepiece
 from pydantic import Field
 
 from ..core.configuration import Count, Int, NonNegative, Positive, Section, Text
+from ..core.disk import replace
 from ..core.errors import DataError, Problem
 from ..core.special import BOS, EOS, PAD, UNK
 from .cleaning import clean
@@ -184,7 +185,7 @@ class Tokenizer:
         """Write the model file whole or not at all."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_bytes(self.model)
-        os.replace(temporary, path)
+        replace(temporary, path)
 
 
 def load_tokenizers(directory: str | Path) -> tuple[Tokenizer, Tokenizer]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..core.disk import replace
 from ..core.errors import DataError
 from ..core.reading import read_json
 from .cache import fetch, key_of
@@ -100,4 +101,4 @@ def _install(tokenizers: tuple[Tokenizer, Tokenizer], directory: Path, stamp: di
         target.save(directory / "target.model")
     temporary = directory / f".{_STAMP}.{os.getpid()}"
     temporary.write_text(json.dumps(stamp, indent=1) + "\n")
-    os.replace(temporary, directory / _STAMP)
+    replace(temporary, directory / _STAMP)

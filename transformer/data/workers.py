@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ..core.errors import DataError
+from ..core.signals import held
 from .chunks import Chunk, Encoder, Part, Recipe
 
 _MOST = 16  # one process reads for all of them, and can feed no more
@@ -54,7 +55,7 @@ class _Worker:
     def __init__(self) -> None:
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        with _signals_held():
+        with held(signal.SIGINT, signal.SIGTERM):
             self.process = subprocess.Popen(
                 [sys.executable, "-m", __name__],
                 stdin=subprocess.PIPE,
@@ -109,16 +110,6 @@ def _started(recipe: Recipe, count: int) -> Iterator[list[_Worker]]:
     finally:
         for worker in team:
             worker.close()
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Processes started meanwhile never see SIGINT and SIGTERM; here they come afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve() -> None:

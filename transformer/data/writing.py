@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.disk import replace
 from ..core.special import EOS
 from .encoded import META, SIDES, Flat, id_type
 from .report import SplitReport
@@ -115,11 +116,9 @@ class CorpusWriter:
                 file.flush()
                 os.fsync(file.fileno())
         temporary = self._folder / f"{STATE}.new"
-        with open(temporary, "w", encoding="utf-8") as state:
-            json.dump({"ends": self._ends, "report": asdict(self.report)}, state)
-            state.flush()
-            os.fsync(state.fileno())
-        os.replace(temporary, self._folder / STATE)
+        state = {"ends": self._ends, "report": asdict(self.report)}
+        temporary.write_text(json.dumps(state), encoding="utf-8")
+        replace(temporary, self._folder / STATE)
         self._committed = time.monotonic()
 
     def close(self) -> None:

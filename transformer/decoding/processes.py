@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from typing import Any, Literal
 import torch
 
 from ..core.errors import UserError
+from ..core.signals import held
 from .config import DecodeConfig
 from .forked import WorkerLost
 from .translation import Score, Translation
@@ -109,7 +111,9 @@ class _Worker:
         self.number = number
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, build, threads), daemon=True)
-        self.process.start()
+        resource_tracker.ensure_running()  # starting it would let through the signal that is held
+        with held(signal.SIGINT):  # Ctrl-C is for the process that writes; it ends this one
+            self.process.start()
         theirs.close()  # else the pipe would stay open when the process dies
 
     def ask(self, method: Method, chunk: Chunk) -> Any:
@@ -149,7 +153,6 @@ class _Worker:
 
 def _serve(pipe: Connection, build: Build, threads: int) -> None:
     """Answer questions until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that writes; it ends this one
     torch.set_num_threads(threads)
     made: list[LineTranslator] = []
     try:

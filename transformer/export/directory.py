@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..core.disk import sync_directory, sync_file
 from ..core.errors import CheckpointError, Problem
 from ..core.reading import read_json
 from ..core.rundir import CONFIG_FILE, TOKENIZERS
@@ -79,9 +80,13 @@ def written_whole(directory: Path) -> Iterator[Path]:
     try:
         new.mkdir()
         yield new
+        for path in filter(Path.is_file, new.rglob("*")):
+            sync_file(path)
+        sync_directory(new)
         if directory.exists():
             os.rename(directory, old)
         os.rename(new, directory)
+        sync_directory(directory.parent)
     finally:
         if old.exists() and not directory.exists():
             os.rename(old, directory)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..core.disk import replace
 from ..core.errors import CheckpointError
 from ..core.reading import read_json
 from ..core.rundir import CHECKPOINTS, WEIGHTS
@@ -141,9 +142,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: cannot be written ({error}); what was there before is kept."
@@ -152,22 +151,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if temporary.exists():
             temporary.unlink()
-    sync_directory(path.parent)
 
 
 def beside(path: Path, suffix: str) -> Path:
     """`path` with a longer name."""
     return path.with_name(path.name + suffix)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a rename last. Windows cannot open directories, and needs none of this."""
-    if os.name == "posix":
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def others(path: Path) -> str:

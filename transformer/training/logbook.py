@@ -54,7 +54,10 @@ class Logbook:
         if self.metrics_path.exists() and self.metrics_path.stat().st_size > position:
             os.truncate(self.metrics_path, position)
         if self.tensorboard:
-            self.events = _summary_writer(self.run_dir / TENSORBOARD, update)
+            try:
+                self.events = _summary_writer(self.run_dir / TENSORBOARD, update)
+            except OSError as error:
+                self._undrawn(error)
         self._show(lambda: self._open_bar(update, total))
 
     def _open_bar(self, update: int, total: int | None) -> None:
@@ -100,9 +103,12 @@ class Logbook:
         try:
             write(self.events)
         except OSError as error:
-            self.events = None
-            with suppress(CheckpointError):  # the disk is full, say, which the next write tells
-                self.say(f"TensorBoard's events cannot be written ({error}); the run goes on without them")
+            self._undrawn(error)
+
+    def _undrawn(self, error: OSError) -> None:
+        self.events = None
+        with suppress(CheckpointError):  # the disk is full, say, which the next write tells
+            self.say(f"TensorBoard's events cannot be written ({error}); the run goes on without them")
 
     def _show(self, write: Callable[[], object]) -> None:
         """Write to the console. Once that is gone it is left alone: the run goes on without it."""

@@ -202,9 +202,11 @@ class Interruption:
         signal.SIGTERM: signal.SIG_DFL,
     }
 
-    def __init__(self) -> None:
+    def __init__(self, meanwhile: str = "finishing this update") -> None:
+        """`meanwhile`: what a signal does not break off, in words."""
         self.name = ""
-        self._breaks = False
+        self._meanwhile = meanwhile
+        self._breaks = ""
         self._before: dict[signal.Signals, Any] = {}
 
     def heard(self, ranks: Ranks) -> str:
@@ -226,24 +228,24 @@ class Interruption:
         self._before.clear()
 
     @contextmanager
-    def breaking(self) -> Iterator[None]:
+    def breaking(self, what: str = "the validation") -> Iterator[None]:
         """A context that a signal, also one that came before it, leaves at once by raising `Interrupted`."""
-        self._breaks = True
+        self._breaks = what
         try:
             if self.name:
                 raise Interrupted
             yield
         finally:
-            self._breaks = False
+            self._breaks = ""
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.name = signal.Signals(number).name
-        what = "breaking off the validation" if self._breaks else "finishing this update"
+        what = f"breaking off {self._breaks}" if self._breaks else self._meanwhile
         # The bare descriptor: a handler may run while the log or the progress bar is being written.
         with suppress(OSError):  # nobody need be listening
             os.write(2, f"\n{self.name}: {what}, then saving; once more stops at once\n".encode())
         for each, before in self._before.items():
             signal.signal(each, self.DEFAULTS[each] if before == signal.SIG_IGN else before)
         if self._breaks:
-            self._breaks = False
+            self._breaks = ""
             raise Interrupted

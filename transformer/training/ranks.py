@@ -6,6 +6,7 @@ starts N processes of `train.py`, the *ranks* 0 to N - 1. Each makes one `Ranks`
 its environment and hands it to the trainer. What it offers:
 
     rank, size, chief     which one this is, of how many; the chief is rank 0, the only one that writes
+    job                   which torchrun this is, in each of its attempts
     sum, total            tensors on the device, and whole numbers, added over the ranks
     largest               whole numbers, each the largest of all ranks: also a vote, as 0 and 1
     broadcast             the chief's value: plain data, as JSON holds it, and nothing that could run code
@@ -26,11 +27,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -57,6 +60,7 @@ class Ranks:
     """The only process of a run: every collective returns what it is given."""
 
     rank, size = 0, 1
+    job = ""  # on the chief, a name of the torchrun that started this, the same in all its attempts
 
     @property
     def chief(self) -> bool:
@@ -188,6 +192,22 @@ def restarted(environment: Mapping[str, str] = os.environ) -> bool:
     return "RANK" in environment and int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def supervised(environment: Mapping[str, str] = os.environ) -> bool:
+    """Does torchrun look after this process, and start all anew when one ends with another code than 0?"""
+    return "TORCHELASTIC_RESTART_COUNT" in environment
+
+
+def _agent(environment: Mapping[str, str]) -> str:
+    """The process of torchrun on this machine, which outlives its attempts; empty where there is none."""
+    if not supervised(environment):
+        return ""
+    parent, started = os.getppid(), ""
+    with suppress(OSError, IndexError):  # elsewhere than on Linux the number must do
+        started = Path(f"/proc/{parent}/stat").read_text().rpartition(") ")[2].split()[19]
+    job = environment.get("TORCHELASTIC_RUN_ID", "")
+    return f"{job} {socket.gethostname()} {parent} {started}"
+
+
 def speaks(environment: Mapping[str, str] = os.environ) -> bool:
     """Is it this process that tells what all processes of its machine find?"""
     return not launched(environment) or environment.get("LOCAL_RANK", "0") == "0"
@@ -206,11 +226,12 @@ def own_device(name: str, environment: Mapping[str, str] = os.environ) -> str:
     return f"cuda:{environment.get('LOCAL_RANK', '0')}"
 
 
-def _meeting(environment: Mapping[str, str]) -> Any:
-    """Where the processes of one attempt find each other.
+def _meeting(environment: Mapping[str, str]) -> tuple[Any, str]:
+    """Where the processes of one attempt find each other, and on rank 0 the name of the job.
 
     torchrun may keep its store from one attempt to the next, with the addresses of processes that are gone in
-    it: each attempt has names of its own there.
+    it: each attempt has names of its own there. Then the job is named by the first attempt: in a later one
+    rank 0 may be on another machine.
     """
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not every torch has it
 
@@ -222,15 +243,18 @@ def _meeting(environment: Mapping[str, str]) -> Any:
         is_master=environment["RANK"] == "0" and not agents,
         timeout=LONGEST_START,
     )
+    job = store.compare_set("job", "", _agent(environment)).decode() if environment["RANK"] == "0" else ""
     attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"attempt {attempt}", store)
+    return PrefixStore(f"attempt {attempt}", store), job
 
 
 @contextmanager
 def open_ranks(device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     """The ranks that this process is one of, with what torchrun has put into `environment`."""
     if not launched(environment):
-        yield ALONE
+        alone = Ranks()
+        alone.job = _agent(environment)
+        yield alone
         return
     if not torch.distributed.is_available():
         raise ConfigError(
@@ -248,8 +272,9 @@ def open_ranks(device: torch.device, environment: Mapping[str, str] = os.environ
     warnings.filterwarnings("ignore", message=r"var\(\): degrees of freedom")
     ranks = Processes(int(environment["RANK"]), size)
     with ranks._reaching():
+        store, ranks.job = _meeting(environment)
         torch.distributed.init_process_group(
-            backend, store=_meeting(environment), rank=ranks.rank, world_size=size, timeout=LONGEST_WAIT
+            backend, store=store, rank=ranks.rank, world_size=size, timeout=LONGEST_WAIT
         )
     yield ranks
     torch.distributed.destroy_process_group()  # not after an error: the others may be gone

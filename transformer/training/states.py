@@ -7,6 +7,7 @@ complete on the disk before anything is renamed.
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.disk import clear, sync_directory
 from ..core.errors import CheckpointError
 from ..core.rundir import WEIGHTS
-from .checkpoint import beside, others, read_weights, sync_directory, write_atomically, write_weights
+from .checkpoint import beside, others, read_weights, write_atomically, write_weights
 from .fingerprint import SHOWN, state_hash
 from .manifest import MANIFEST, verified, write_manifest
 
@@ -53,7 +55,7 @@ def save_training(
     new, previous = beside(directory, FRESH), directory.with_name(PREVIOUS)
     digest = state_hash(weights, state)
     try:
-        shutil.rmtree(new, ignore_errors=True)
+        clear(new)
         new.mkdir(parents=True)
         write_weights(new / WEIGHTS, weights, {"update": str(update)})
         whole = {"update": update, HASH: digest, **state}
@@ -70,7 +72,7 @@ def save_training(
         raise
     try:
         if directory.exists():
-            shutil.rmtree(previous, ignore_errors=True)
+            clear(previous)
             directory.rename(previous)
         new.rename(directory)
         sync_directory(directory.parent)
@@ -117,6 +119,10 @@ def read_training(directory: Path, faults: tuple[str, ...] = ()) -> Saved:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
+    except pickle.UnpicklingError:  # torch's words tell how to have the code in it run
+        raise CheckpointError(
+            f"{path}: holds objects other than plain values, or is damaged; it was not loaded"
+        ) from None
     except Exception as error:  # what damaged bytes raise is nowhere promised
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: cut short or damaged ({reason})") from error
@@ -156,7 +162,7 @@ def adopt(saved: Saved, directory: Path) -> None:
     damaged = directory.with_name(DAMAGED)
     try:
         if directory.exists():
-            shutil.rmtree(damaged, ignore_errors=True)
+            clear(damaged)
             directory.rename(damaged)
         saved.directory.rename(directory)
         sync_directory(directory.parent)
