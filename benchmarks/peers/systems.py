@@ -29,14 +29,24 @@ SYSTEMS = {
     "ours-float32": System("ours", "Pre-LN", variant="float32"),
     "ours-int8": System("ours", "Pre-LN", variant="int8", tasks=("translate",)),
     "plain": System("plain", "Pre-LN"),
+    "plain-bf16": System("plain", "Pre-LN", variant="bf16"),
+    "plain-cached": System("cached", "Pre-LN", tasks=("translate",)),
+    "plain-cached-bf16": System("cached", "Pre-LN", variant="bf16", tasks=("translate",)),
     "opennmt": System("opennmt", "Pre-LN", "opennmt"),
+    "opennmt-int8": System("opennmt", "Pre-LN", "opennmt", "int8", tasks=("translate",)),
     "eole": System("eole", "Pre-LN", "eole"),
+    "eole-bf16": System("eole", "Pre-LN", "eole", "bf16"),
+    "eole-int8": System("eole", "Pre-LN", "eole", "int8", tasks=("translate",)),
     "joeynmt": System("joeynmt", "Pre-LN", "joeynmt"),
     "huggingface": System("huggingface", "Post-LN", "huggingface"),
-    "ctranslate2": System(
-        "ctranslate2", "Pre-LN", "ctranslate2", "float32", tasks=("translate",), model_is_ours=True
-    ),
-    "ctranslate2-int8": System(
-        "ctranslate2", "Pre-LN", "ctranslate2", "int8", tasks=("translate",), model_is_ours=True
-    ),
+    "huggingface-bf16": System("huggingface", "Post-LN", "huggingface", "bf16"),
+    **{
+        name: System("ctranslate2", "Pre-LN", "ctranslate2", kind, tasks=("translate",), model_is_ours=True)
+        for name, kind in (
+            ("ctranslate2", "float32"),
+            ("ctranslate2-bf16", "bfloat16"),
+            ("ctranslate2-int8", "int8"),
+            ("ctranslate2-int8-bf16", "int8_bfloat16"),
+        )
+    },
 }
