@@ -254,12 +254,15 @@ def page(trials: Sequence[Trial], systems: Sequence[str], known: Sequence[dict[s
     """A page that tells what was measured, and how; `known` are the facts of each run."""
     meaning = ast.get_docstring(ast.parse(Path(__file__).read_text(encoding="utf-8"))) or ""
     measured = {trial.system for trial in trials}
+    modules = dict.fromkeys(SYSTEMS[name].module for name in systems if name in measured)
     return PAGE.format(
         facts="\n\n".join(FACTS.format(**each) for each in known),
         shapes="\n".join(f"- {describe(name, trials)}" for name in dict.fromkeys(t.shape for t in trials)),
         tables="\n\n".join(filter(None, (summary(trials, systems), tables(trials, systems)))),
         meaning=meaning.partition("\n\n")[2],
-        systems="\n\n".join(how(name) for name in systems if name in measured),
+        systems="\n\n".join(
+            how(module, [name for name in systems if name in measured]) for module in modules
+        ),
     )
 
 
@@ -274,10 +277,13 @@ def describe(name: str, trials: Sequence[Trial]) -> str:
     )
 
 
-def how(name: str) -> str:
-    """A system's version and wiring, and what its adapter's first lines say."""
-    system = SYSTEMS[name]
-    file = Path(__file__).with_name(f"{system.module}.py")
+def how(module: str, systems: Sequence[str]) -> str:
+    """Version, wiring and variant of the systems an adapter runs, and what its first lines say."""
+    own = [(name, SYSTEMS[name]) for name in systems if SYSTEMS[name].module == module]
+    named = [
+        f"`{name}` ({', '.join(filter(None, (system.version, system.wiring, system.variant)))})"
+        for name, system in own
+    ]
+    file = Path(__file__).with_name(f"{module}.py")
     told = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    version = ", ".join(filter(None, (system.version, system.wiring, system.variant)))
-    return f"`{name}` ({version}). {' '.join(told.split())}"
+    return f"{', '.join(named)}. {' '.join(told.split())}"

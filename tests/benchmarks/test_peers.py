@@ -172,10 +172,11 @@ def test_a_failure_of_the_first_system_leaves_the_others_without_a_ratio() -> No
 
 
 def test_the_page_tells_how_each_system_was_run() -> None:
-    systems = ["ours", "eole"]
+    systems = ["ours", "eole", "eole-bf16"]
     trials = driver().measure(driver().jobs(1, ["small"], ["train"], systems), lambda job: found(100.0))
     page = driver().page(trials, systems, [driver().facts("python run.py --rounds 1", 2, 1, 0)])
-    assert "`eole` (eole 0.6.4, Pre-LN). Eole, the successor" in page
+    both = "`eole` (eole 0.6.4, Pre-LN), `eole-bf16` (eole 0.6.4, Pre-LN, bf16)"
+    assert f"{both}. Eole, the successor" in page
     assert "40 timed updates" in page
     assert "    python run.py --rounds 1\n" in page
 
