@@ -119,6 +119,7 @@ class Runner:
         )
 
     def model(self, job: Job, python: Path, data: Path) -> Path:
+        job = job._replace(system=SYSTEMS[job.system].weights or job.system)
         system = SYSTEMS[job.system]
         directory = CACHE / "models" / f"{job.system}-{job.shape}"
         maker = Path(sys.executable) if system.model_is_ours else python

@@ -201,6 +201,11 @@ def test_each_system_has_its_adapter_and_its_versions_are_exact() -> None:
     for system in SYSTEMS.values():
         assert (ROOT / "benchmarks" / "peers" / f"{system.module}.py").is_file()
         assert system.environment is None or system.environment in RECIPES
+        if system.weights:  # of the same adapter's environment, and made there
+            lender = SYSTEMS[system.weights]
+            assert not lender.weights
+            assert lender.environment == system.environment
+            assert lender.model_is_ours == system.model_is_ours
     for recipe in RECIPES.values():
         assert all("==" in one for step in recipe.steps for one in step if not one.startswith("--"))
 
