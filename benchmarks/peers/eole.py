@@ -1,8 +1,8 @@
 """Eole, the successor of OpenNMT-py: its training and its inference engine, run in this process.
 
-Pre-LN; one matrix for all embeddings. float32, its default; the variants bf16 and int8 are its
-`compute_dtype`: bf16 trains by autocast and translates with weights in bf16, int8 translates by torch's
-dynamic quantization. Batches are its own, rows x longest side, sorted by source first; it counts the target's
+Pre-LN; one matrix for all embeddings. float32, its default; the variant bf16 is its `compute_dtype`: it trains
+by autocast and translates with weights in bf16. Its int8 is refused by its own configuration, which asks for
+an option that this version does not have (`gpu`). Batches are its own, rows x longest side, sorted by source first; it counts the target's
 BOS and EOS too and pads the target more, so that it is asked for 1.15 times the size of the others', which
 gives as many target tokens an update. Its bucket is the corpus, and the batches are made in the process
 itself.
@@ -74,7 +74,7 @@ def options(task: Task, directory: Path, updates: int) -> Any:
             "param_init_method": "xavier_uniform",
             "train_steps": updates,
             "save_checkpoint_steps": max(updates, 1),
-            "compute_dtype": task.variant if task.variant == "bf16" else "fp32",
+            "compute_dtype": task.variant or "fp32",
             "world_size": 1,
             "gpu_ranks": [],
         },

@@ -40,7 +40,6 @@ SYSTEMS = {
     "opennmt-int8": System("opennmt", "Pre-LN", "opennmt", "int8", tasks=("translate",), weights="opennmt"),
     "eole": System("eole", "Pre-LN", "eole"),
     "eole-bf16": System("eole", "Pre-LN", "eole", "bf16", weights="eole"),
-    "eole-int8": System("eole", "Pre-LN", "eole", "int8", tasks=("translate",), weights="eole"),
     "joeynmt": System("joeynmt", "Pre-LN", "joeynmt"),
     "huggingface": System("huggingface", "Post-LN", "huggingface"),
     "huggingface-bf16": System("huggingface", "Post-LN", "huggingface", "bf16", weights="huggingface"),
