@@ -1,11 +1,11 @@
 """Eole, the successor of OpenNMT-py: its training and its inference engine, run in this process.
 
-Pre-LN; one matrix for all embeddings. float32, its default; the variant bf16 is its `compute_dtype`: it trains
-by autocast and translates with weights in bf16. Its int8 is refused by its own configuration, which asks for
-an option that this version does not have (`gpu`). Batches are its own, rows x longest side, sorted by source first; it counts the target's
-BOS and EOS too and pads the target more, so that it is asked for 1.15 times the size of the others', which
-gives as many target tokens an update. Its bucket is the corpus, and the batches are made in the process
-itself.
+Pre-LN; one matrix for all embeddings. float32, its default; the variant bf16 is its `compute_dtype`: it
+trains by autocast and translates with weights in bf16. Its int8 is refused by its own configuration, which
+asks for an option that this version does not have (`gpu`). Batches are its own, rows x longest side, sorted
+by source first; it counts the target's BOS and EOS too and pads the target more, so that it is asked for 1.15
+times the size of the others', which gives as many target tokens an update. Its bucket is the corpus, and the
+batches are made in the process itself.
 """
 
 from __future__ import annotations
