@@ -1,8 +1,11 @@
 """Eole, the successor of OpenNMT-py: its training and its inference engine, run in this process.
 
-Pre-LN; one matrix for all embeddings; float32, its default. Batches are its own, of at most 4,096 tokens
-counted as rows x longest side; its bucket is the corpus, and the batches are made in the process itself.
-Sixteen steps.
+Pre-LN; one matrix for all embeddings. float32, its default; the variant bf16 is its `compute_dtype`: it
+trains by autocast and translates with weights in bf16. Its int8 is refused by its own configuration, which
+asks for an option that this version does not have (`gpu`). Batches are its own, rows x longest side, sorted
+by source first; it counts the target's BOS and EOS too and pads the target more, so that it is asked for 1.15
+times the size of the others', which gives as many target tokens an update. Its bucket is the corpus, and the
+batches are made in the process itself.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from eole.utils.loss import LossCompute
 from eole.utils.misc import set_random_seed
 
 from . import shapes
-from .meter import Task, adapter, translated
+from .meter import Task, adapter, filled, translated
 from .text import pieces
+
+MORE = 1.15  # of the batch size, for as many target tokens an update, by count over a pass of the text
 
 
 def options(task: Task, directory: Path, updates: int) -> Any:
@@ -53,7 +58,7 @@ def options(task: Task, directory: Path, updates: int) -> Any:
         training={
             "model_path": str(directory / "model"),
             "batch_type": "tokens",
-            "batch_size": shapes.BATCH_TOKENS,
+            "batch_size": round(MORE * shapes.BATCH_TOKENS),
             "bucket_size": len(pieces(data / "train.source")),
             "num_workers": 0,
             "optim": "adam",
@@ -69,6 +74,7 @@ def options(task: Task, directory: Path, updates: int) -> Any:
             "param_init_method": "xavier_uniform",
             "train_steps": updates,
             "save_checkpoint_steps": max(updates, 1),
+            "compute_dtype": task.variant or "fp32",
             "world_size": 1,
             "gpu_ranks": [],
         },
@@ -82,9 +88,8 @@ def train(task: Task) -> dict[str, Any]:
 
     @functools.wraps(forward)
     def counted(self: Any, batch: Any, *arguments: Any, **named: Any) -> Any:
-        target = batch["tgt"][:, 1:]
-        tokens = int((target != self.padding_idx).sum())
-        meter.count(tokens, target.numel())
+        tokens, places = filled(batch["tgt"][:, 1:], self.padding_idx)
+        meter.count(filled(batch["src"], self.padding_idx), (tokens, places))
         loss, *rest = forward(self, batch, *arguments, **named)
         meter.loss(loss.item() / tokens)
         return loss, *rest
@@ -111,11 +116,12 @@ def translate(task: Task) -> dict[str, Any]:
             output=str(task.model / "found.txt"),
             batch_type="sents",
             batch_size=shapes.BATCH_SENTENCES,
-            min_length=shapes.TARGET_LENGTH,
-            max_length=shapes.TARGET_LENGTH,
+            min_length=shapes.STEPS,
+            max_length=shapes.STEPS,
             max_length_ratio=0,
             length_penalty="none",
             ban_unk_token=True,
+            compute_dtype=task.variant or "fp32",
             world_size=1,
             gpu_ranks=[],
         )

@@ -1,8 +1,9 @@
 """Hugging Face transformers: MarianMTModel in a loop as its users write it, and `generate`.
 
-Post-LN, the only one Marian has; one matrix for all embeddings; float32. The loss is ours to make: Marian's
-own has no label smoothing, which its Trainer adds on the logits just so. Generation is forced to 16 new
-tokens, 16 steps.
+Post-LN, the only one Marian has; one matrix for all embeddings; batches by length. The loss is ours to make:
+Marian's own has no label smoothing, which its Trainer adds on the logits just so. float32; the variant bf16
+puts `torch.autocast` around forward and loss, and around all of the translation, so that weights are cast
+once. Generation is forced to 16 new tokens.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import MarianConfig, MarianMTModel
 
 from . import shapes, text
-from .meter import Task, adapter, translated
+from .meter import Task, adapter, filled, translated
+from .plain import autocast, tensor
 
 
 def new(shape: shapes.Shape) -> Any:
@@ -45,10 +47,6 @@ def new(shape: shapes.Shape) -> Any:
     return MarianMTModel(config)
 
 
-def tensor(rows: list[list[int]]) -> Tensor:
-    return torch.tensor(text.padded(rows, shapes.PAD))
-
-
 def train(task: Task) -> dict[str, Any]:
     torch.set_num_threads(task.threads)
     meter = task.meter()
@@ -63,15 +61,16 @@ def train(task: Task) -> dict[str, Any]:
             source = tensor([[*s, shapes.EOS] for s, _ in batch])
             target = tensor([[shapes.BOS, *t, shapes.EOS] for _, t in batch])
             wanted = target[:, 1:]
-            meter.count(int((wanted != shapes.PAD).sum()), wanted.numel())
+            meter.count(filled(source, shapes.PAD), filled(wanted, shapes.PAD))
             optimizer.zero_grad()
-            output = network(
-                input_ids=source,
-                attention_mask=(source != shapes.PAD).long(),
-                decoder_input_ids=target[:, :-1],
-                use_cache=False,
-            )
-            loss = loss_of(output.logits.flatten(0, 1), wanted.flatten())
+            with autocast(task):
+                output = network(
+                    input_ids=source,
+                    attention_mask=(source != shapes.PAD).long(),
+                    decoder_input_ids=target[:, :-1],
+                    use_cache=False,
+                )
+                loss = loss_of(output.logits.flatten(0, 1), wanted.flatten())
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), shapes.CLIP)
             meter.loss(loss.item())
@@ -88,7 +87,7 @@ def translate(task: Task) -> dict[str, Any]:
     torch.set_num_threads(task.threads)
     network = MarianMTModel.from_pretrained(task.model).eval()
     batches = text.test_batches(task.data)
-    length = shapes.TARGET_LENGTH
+    length = shapes.STEPS
 
     def search(batch: list[list[int]], beam: int) -> list[list[int]]:
         source = tensor([[*ids, shapes.EOS] for ids in batch])
@@ -107,11 +106,12 @@ def translate(task: Task) -> dict[str, Any]:
             raise RuntimeError("an EOS came before the forced length")
         return rows
 
-    return translated(
-        lambda beam: [ids for batch in batches for ids in search(batch, beam)],
-        lambda beam: search(batches[0], beam),
-        sum(map(len, batches)),
-    )
+    with autocast(task):
+        return translated(
+            lambda beam: [ids for batch in batches for ids in search(batch, beam)],
+            lambda beam: search(batches[0], beam),
+            sum(map(len, batches)),
+        )
 
 
 if __name__ == "__main__":

@@ -12,16 +12,22 @@ import resource
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .shapes import BEAMS, SHAPES, TARGET_LENGTH, Shape
+from .shapes import BEAMS, SHAPES, STEPS, Shape
 
 
 class Measured(BaseException):
     """The last update is done: leave the training loop, whatever the system would do next."""
+
+
+def filled(ids: Any, pad: int) -> tuple[int, int]:
+    """How many of a tensor's places hold no padding, and how many there are."""
+    return int((ids != pad).sum()), ids.numel()
 
 
 class Meter:
@@ -34,13 +40,13 @@ class Meter:
         self.times: list[float] = []
         self.first_update_at = 0.0
         self.parameters = 0  # that the optimizer moves
-        self.tokens, self.positions = [0], [0]  # of each update, the last one under way
+        self.counts: list[Counter[str]] = [Counter()]  # of each update, the last one under way
         self.losses: list[float] = []
 
-    def count(self, tokens: int, positions: int) -> None:
-        """A micro-batch has so many target tokens that are not padding, EOS included, in so many places."""
-        self.tokens[-1] += int(tokens)
-        self.positions[-1] += int(positions)
+    def count(self, source: tuple[int, int], target: tuple[int, int]) -> None:
+        """A micro-batch has so many tokens that are not padding, in so many places; targets with EOS."""
+        for side, (tokens, places) in (("source", source), ("target", target)):
+            self.counts[-1].update({side: int(tokens), f"{side} places": int(places)})
 
     def loss(self, value: float) -> None:
         """Nats a target token of the update under way."""
@@ -53,12 +59,11 @@ class Meter:
             self.first_update_at = time.time()
             groups = optimizer.param_groups if optimizer else []
             self.parameters = sum(weight.numel() for group in groups for weight in group["params"])
-        if not self.tokens[-1]:
+        if not self.counts[-1]["target"]:
             raise RuntimeError(f"update {len(self.times)} came without a target token: the count is broken")
         if len(self.times) == self.warm + self.timed:
             raise Measured
-        self.tokens.append(0)
-        self.positions.append(0)
+        self.counts.append(Counter())
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -76,16 +81,17 @@ class Meter:
 
     def result(self) -> dict[str, Any]:
         seconds = self.times[-1] - self.times[self.warm - 1]
-        tokens, positions = sum(self.tokens[self.warm :]), sum(self.positions[self.warm :])
+        timed = sum(self.counts[self.warm :], Counter())
         few = max(1, len(self.losses) // 4)
         first, last = (statistics.fmean(part) for part in (self.losses[:few], self.losses[-few:]))
         if not last < first:
             raise RuntimeError(f"the loss did not fall: {first:.3f} at the beginning, {last:.3f} at the end")
         return {
             "first_update_at": self.first_update_at,
-            "tokens_per_second": tokens / seconds,
-            "padding": 1 - tokens / positions,
-            "tokens_per_update": tokens / self.timed,
+            "tokens_per_second": timed["target"] / seconds,
+            "source_padding": 1 - timed["source"] / timed["source places"],
+            "target_padding": 1 - timed["target"] / timed["target places"],
+            "tokens_per_update": timed["target"] / self.timed,
             "updates_timed": self.timed,
             "parameters": self.parameters,
             "losses": [first, last],
@@ -96,7 +102,7 @@ class Meter:
 def translated(
     translate: Callable[[int], Sequence[Sequence[object]]], warm: Callable[[int], object], sentences: int
 ) -> dict[str, Any]:
-    """Time `translate(beam)`, which returns the pieces of each translation, after `warm(beam)`."""
+    """Time `translate(beam)`, which returns each translation's pieces, one for a step, after `warm(beam)`."""
     ready = time.time()
     result: dict[str, Any] = {"ready_at": ready}
     for beam in BEAMS:
@@ -105,9 +111,9 @@ def translated(
         found = translate(beam)
         seconds = time.monotonic() - start
         lengths = [len(pieces) for pieces in found]
-        if lengths != [TARGET_LENGTH] * sentences:
+        if lengths != [STEPS] * sentences:
             raise RuntimeError(
-                f"{sentences} translations of {TARGET_LENGTH} pieces were asked for; {len(lengths)} came,"
+                f"{sentences} translations of {STEPS} pieces were asked for; {len(lengths)} came,"
                 f" of {min(lengths, default=0)} to {max(lengths, default=0)}"
             )
         result[f"sentences_per_second_beam_{beam}"] = sentences / seconds

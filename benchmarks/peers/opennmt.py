@@ -1,10 +1,13 @@
 """OpenNMT-py: its training and translation commands, run in this process.
 
-Pre-LN, the only one its Transformer has; one matrix for all embeddings; float32. Batches are its own, of at
-most 4,096 tokens counted as rows x longest side; its bucket is the corpus, and the batches are made in the
-process itself. It pins an older torch and is installed beside this one. Shim: `torch.load` gets
-`weights_only=False`, the default of the torch it was written for; without it no checkpoint of its own can be
-read. Sixteen steps.
+Pre-LN, the only one its Transformer has; one matrix for all embeddings. Its number formats are float32 and
+fp16, and that by CUDA's autocast alone: on a CPU it has no bf16. The variant int8 translates with
+`--precision int8`, torch's dynamic quantization. Batches are its own, rows x longest side, sorted by source
+first; it counts the target's BOS and EOS too and pads the target more, so that it is asked for 1.15 times the
+size of the others', which gives as many target tokens an update. Its bucket is the corpus, and the batches
+are made in the process itself. It pins an older torch and is installed beside this one. Shim: `torch.load`
+gets `weights_only=False`, the default of the torch it was written for; without it no checkpoint of its own
+can be read.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ from onmt.utils.misc import set_random_seed
 from onmt.utils.parse import ArgumentParser
 
 from . import shapes
-from .meter import Task, adapter, translated
+from .meter import Task, adapter, filled, translated
 from .text import pieces
+
+MORE = 1.15  # of the batch size, for as many target tokens an update, by count over a pass of the text
 
 
 def options(task: Task, directory: Path, updates: int) -> Any:
@@ -64,7 +69,7 @@ def options(task: Task, directory: Path, updates: int) -> Any:
         "max_grad_norm": shapes.CLIP,
         "normalization": "tokens",
         "batch_type": "tokens",
-        "batch_size": shapes.BATCH_TOKENS,
+        "batch_size": round(MORE * shapes.BATCH_TOKENS),
         "bucket_size": len(pieces(data / "train.source")),
         "num_workers": 0,
         "train_steps": updates,
@@ -85,9 +90,9 @@ def train(task: Task) -> dict[str, Any]:
 
     @functools.wraps(forward)
     def counted(self: Any, batch: Any, *arguments: Any, **named: Any) -> Any:
-        target = batch["tgt"][:, 1:, 0]
-        tokens = int((target != self.padding_idx).sum())
-        meter.count(tokens, target.numel())
+        source, target = batch["src"][..., 0], batch["tgt"][:, 1:, 0]
+        tokens, places = filled(target, self.padding_idx)
+        meter.count(filled(source, self.padding_idx), (tokens, places))
         loss, statistics = forward(self, batch, *arguments, **named)
         meter.loss(loss.item() / tokens)
         return loss, statistics
@@ -107,12 +112,13 @@ def model(task: Task) -> None:
 def translate(task: Task) -> dict[str, Any]:
     torch.set_num_threads(task.threads)
     torch.load = functools.partial(torch.load, weights_only=False)
-    length = str(shapes.TARGET_LENGTH)
+    length = str(shapes.STEPS)
     source = task.data / f"{shapes.TEST_SET}.source"
     words = ["--model", task.model / "model.pt", "--src", source, "--output", task.model / "found.txt"]
     words += ["--batch_size", shapes.BATCH_SENTENCES, "--batch_type", "sents", "--gpu", -1]
     words += ["--min_length", length, "--max_length", length, "--max_length_ratio", 0, "--ban_unk_token"]
-    given = translation_parser().parse_args([*map(str, words), "--length_penalty", "none"])
+    words += ["--length_penalty", "none", "--precision", task.variant or "fp32"]
+    given = translation_parser().parse_args([*map(str, words)])
     ArgumentParser.validate_translate_opts(given)
     ArgumentParser._get_all_transform_translate(given)
     ArgumentParser._validate_transforms_opts(given)

@@ -3,8 +3,8 @@
 Pre-LN, all embeddings one matrix. Training is what `python train.py` runs, prefetching, log, probes and
 TensorBoard included; it starts from raw text and an empty cache. `--variant float32` sets the precision of
 training and translation, which is `auto` otherwise: bf16 where the hardware is fast at it. `--variant int8`
-translates with 8-bit products. Translations of 16 pieces end in an EOS that is computed as well, a
-seventeenth step.
+translates with 8-bit products. A translation always ends in an EOS that is computed as well: it is forced to
+15 pieces and its EOS, so that it takes sixteen steps as the others' do.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import yaml
 from transformer import Transformer
 from transformer.cli.runs import load_run
 from transformer.cli.train import main as train_main
+from transformer.core.special import EOS
 from transformer.data.batching import Batch
 from transformer.decoding.config import DecodeConfig
 from transformer.decoding.engine import Models, Request
 from transformer.decoding.limits import Limits
 from transformer.model.cost import cost_of
-from transformer.modules.precision import InferencePrecision
+from transformer.modules.precision import InferencePrecision, resolve_precision
 from transformer.speed.ceilings import measure_ceilings, name_of
 from transformer.speed.work import training_work, translation_work
 from transformer.training.memory import keep_freed_memory
@@ -36,7 +37,6 @@ from .preparation import data_config
 
 CPU = torch.device("cpu")
 PRECISIONS: dict[str, InferencePrecision] = {"": "auto", "float32": "float32", "int8": "int8"}
-FORMATS = torch.float32, torch.bfloat16
 
 
 def configuration(task: Task, directory: Path, updates: int) -> Path:
@@ -91,7 +91,8 @@ class MeteredPasses(Passes):
     def run(self, micro_batches: Any, *arguments: Any) -> Any:
         batches: list[Batch] = list(micro_batches)
         for batch in batches:
-            self.meter.count(batch.target_tokens, batch.target_out.numel())
+            target = batch.target_tokens, batch.target_out.numel()
+            self.meter.count((batch.source_tokens, batch.source.numel()), target)
         self.seen += batches
         type(self).last = self
         tokens, loss, nll = super().run(batches, *arguments)
@@ -107,31 +108,31 @@ def train(task: Task) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory, meter.training():
         arguments = [str(configuration(task, Path(directory), task.total)), "--device", "cpu"]
         raise RuntimeError(f"train.py ended with {train_main(arguments)}")
-    found = meter.result()
-    return found if task.variant else {**found, "limits": training_limits(task, MeteredPasses.last)}
+    return {**meter.result(), "limits": training_limits(task, MeteredPasses.last)}
 
 
 def training_limits(task: Task, passes: MeteredPasses) -> dict[str, dict[str, float]]:
-    """Target tokens/s of the timed batches at this machine's rates, by number format."""
+    """Target tokens/s of the timed batches at this machine's rates in the format of the variant."""
     batches, config = passes.seen[-task.timed :], passes.model.config
     cost = cost_of(config, task.sizes.vocabulary, task.sizes.vocabulary)
     work, tokens = training_work(cost, config, batches), sum(batch.target_tokens for batch in batches)
-    ceilings = measure_ceilings(CPU, FORMATS)
-    return {name: {"tokens_per_second": tokens / work.seconds(ceilings, name)} for name in ceilings.products}
+    dtype = resolve_precision(PRECISIONS[task.variant], CPU)
+    seconds = work.seconds(measure_ceilings(CPU, [dtype]), name_of(dtype))
+    return {name_of(dtype): {"tokens_per_second": tokens / seconds}}
 
 
-def translation_limits(task: Task, model: Transformer, lengths: list[int]) -> dict[str, dict[str, float]]:
-    """Sentences/s by beam at this machine's rates, by number format."""
+def translation_limits(
+    task: Task, model: Transformer, lengths: list[int], dtype: torch.dtype
+) -> dict[str, dict[str, float]]:
+    """Sentences/s by beam at this machine's rates of products in `dtype` and of copies."""
     cost = cost_of(model.config, task.sizes.vocabulary, task.sizes.vocabulary)
-    lines, ceilings = [(length, shapes.TARGET_LENGTH) for length in lengths], measure_ceilings(CPU, FORMATS)
-    found: dict[str, dict[str, float]] = {}
-    for dtype in FORMATS:
-        name = name_of(dtype)
-        for beam in shapes.BEAMS:
-            work = translation_work(cost, model.config, lines, beam, dtype.itemsize)
-            rate = len(lines) / work.seconds(ceilings, name)
-            found.setdefault(name, {})[f"sentences_per_second_beam_{beam}"] = rate
-    return found
+    lines, ceilings = [(length, shapes.STEPS) for length in lengths], measure_ceilings(CPU, [dtype])
+    rates = {}
+    for beam in shapes.BEAMS:
+        work = translation_work(cost, model.config, lines, beam, dtype.itemsize)
+        seconds = work.seconds(ceilings, name_of(dtype))
+        rates[f"sentences_per_second_beam_{beam}"] = len(lines) / seconds
+    return {name_of(dtype): rates}
 
 
 def model(task: Task) -> None:
@@ -147,22 +148,23 @@ def translate(task: Task) -> dict[str, Any]:
     model = load_run(task.model / "run").model
     engine = Models([model], PRECISIONS[task.variant])
     batches = text.test_batches(task.data)
-    length = shapes.TARGET_LENGTH
-
-    def search(batches: list[list[list[int]]], beam: int) -> list[tuple[int, ...]]:
-        config = DecodeConfig(beam=beam, min_length=length, max_length=length)
-        requests = [[Request(i, ids, Limits(length, length)) for i, ids in enumerate(b)] for b in batches]
-        with engine.working():
-            found = engine.search_all(requests, config)
-        return [best.tokens for batch in found for (best, *_) in batch]
-
     lengths = [len(ids) + 1 for batch in batches for ids in batch]
     found = translated(
-        lambda beam: search(batches, beam),
-        lambda beam: search(batches[:1], beam),
+        lambda beam: search(engine, batches, beam),
+        lambda beam: search(engine, batches[:1], beam),
         len(lengths),
     )
-    return found if task.variant else {**found, "limits": translation_limits(task, model, lengths)}
+    return {**found, "limits": translation_limits(task, model, lengths, engine.dtype)}
+
+
+def search(engine: Models, batches: list[list[list[int]]], beam: int) -> list[tuple[int, ...]]:
+    """Translations with their EOS, for which the last of the steps is made."""
+    length = shapes.STEPS - 1
+    config = DecodeConfig(beam=beam, min_length=length, max_length=length)
+    requests = [[Request(i, ids, Limits(length, length)) for i, ids in enumerate(b)] for b in batches]
+    with engine.working():
+        found = engine.search_all(requests, config)
+    return [(*best.tokens, EOS) for batch in found for (best, *_) in batch]
 
 
 if __name__ == "__main__":

@@ -1,25 +1,28 @@
 """Medians over rounds, as tables.
 
-Training: `target tokens/s` without padding, over the timed updates; `padding`, its share in the targets of
-these; `tokens an update`, again without padding; `parameters`, that are trained; `first update`, seconds from
-the start of the process to the end of its first update, so imports, reading the text and building the model;
-`memory`, the most the process held until its last update.
+Training: `target tokens/s` without padding, over the timed updates; `padding`, its share in the sources and
+in the targets of these; `tokens an update`, of the target, again without padding: over a pass of the text
+they are the same for all within 2 %, and what differs here is which batches a system drew; `parameters`, that
+are trained; `first update`, seconds from the start of the process to the end of its first update, so imports,
+reading the text and building the model; `memory`, the most the process held until its last update.
 
-Translation: test2016, forced to 16 pieces a sentence, in batches of 64 sentences of like length; one batch
-goes before the clock starts. `start-up`, seconds from the start of the process to its first batch, model and
-text read.
+Translation: test2016, in batches of 64 sentences of like length, each forced to sixteen steps of the decoder:
+16 pieces, or 15 and EOS in a system that always ends in one. One batch goes before the clock starts.
+`start-up`, seconds from the start of the process to its first batch, model and text read.
 
 `ours x`: how many times as fast the first system is, the median of the rounds' own ratios, since only what
 ran in the same round saw the same machine.
 
 `limit`: what the matrix products without padding take at the fastest rate of products in that number format,
 or the bytes of weights, optimizer and cache at the rate of copies, whichever is longer; both rates measured
-by the first system's process when it is done. There `ours x` is its share of the limit.
+by the process of the system that the row names, which computes in that format, when it is done. There
+`ours x` is that system's share of the limit.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import platform
 import statistics
 import subprocess
@@ -62,7 +65,8 @@ class Column(NamedTuple):
 COLUMNS = {
     "train": [
         Column("tokens_per_second", "target tokens/s", ",.0f"),
-        Column("padding", "padding", ".1%"),
+        Column("source_padding", "padding, source", ".1%"),
+        Column("target_padding", "padding, target", ".1%"),
         Column("tokens_per_update", "tokens an update", ",.0f"),
         Column("parameters", "parameters, M", ",.2f", 1e-6),
         Column("seconds_to_first_update", "first update, s", ".1f"),
@@ -102,10 +106,50 @@ def table(trials: Sequence[Trial], systems: Sequence[str], shape: str, task: str
     for name, own in here.items():
         if own:
             yield "| " + " | ".join([f"`{name}`", *cells(own, here[first], task, len(head) - 1)]) + " |"
-    with_limits = [trial for trial in here[first] if "limits" in trial.found]
-    for name in with_limits[0].found["limits"] if with_limits else ():
-        own = [trial._replace(found=trial.found["limits"][name]) for trial in with_limits]
-        yield "| " + " | ".join([f"limit, {name}", *cells(own, here[first], task, len(head) - 1)]) + " |"
+    for name, own in here.items():
+        for kind in dict.fromkeys(kind for trial in own for kind in trial.found.get("limits", ())):
+            limits = [
+                trial._replace(found=trial.found["limits"][kind])
+                for trial in own
+                if kind in trial.found.get("limits", ())
+            ]
+            row = [f"limit, {kind} (`{name}`)", *cells(limits, own, task, len(head) - 1)]
+            yield "| " + " | ".join(row) + " |"
+
+
+def summary(trials: Sequence[Trial], systems: Sequence[str]) -> str:
+    """How many times as fast the first system is, one row for each other; nothing where it is alone."""
+    first, *others = systems
+    kinds = [
+        (shape, task, column)
+        for task, columns in COLUMNS.items()
+        for column in columns
+        if column.key in speeds(task)
+        for shape in SHAPES
+        if any((t.shape, t.task) == (shape, task) for t in trials)
+    ]
+
+    def cell(name: str, shape: str, task: str, key: str) -> str:
+        mine, theirs = (
+            [t for t in trials if (t.shape, t.task, t.system) == (shape, task, system)]
+            for system in (first, name)
+        )
+        if any(trial.failure for trial in theirs):
+            return "could not be run"
+        return ratio(theirs, mine, key)
+
+    rows = [
+        [f"`{name}`", *(cell(name, shape, task, column.key) for shape, task, column in kinds)]
+        for name in others
+    ]
+    rows = [row for row in rows if any(row[1:])]
+    if not rows:
+        return ""
+    head = ["", *(f"{TITLES[t]}{'' if t == 'train' else f', {c.title}'}, {s}" for s, t, c in kinds)]
+    head = [title.replace(", sentences/s", "") for title in head]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    lines.insert(1, "|" + "---|" * len(head))
+    return f"### How many times as fast `{first}` is\n\n" + "\n".join(lines)
 
 
 def cells(own: Sequence[Trial], first: Sequence[Trial], task: str, width: int) -> list[str]:
@@ -113,10 +157,10 @@ def cells(own: Sequence[Trial], first: Sequence[Trial], task: str, width: int) -
         return [f"could not be run: {failures[0].replace('|', '/')}", *[""] * (width - 1)]
     row = []
     for column in COLUMNS[task]:
-        if column.key not in own[0].found:
-            row.append("")
+        values = [trial.found[column.key] * column.scale for trial in own if column.key in trial.found]
+        if not values:
+            row += [""] * (2 if column.key in speeds(task) else 1)
             continue
-        values = [trial.found[column.key] * column.scale for trial in own]
         shown = format(statistics.median(values), column.form)
         if column.key not in speeds(task):
             row.append(shown)
@@ -129,8 +173,8 @@ def cells(own: Sequence[Trial], first: Sequence[Trial], task: str, width: int) -
 
 def ratio(own: Sequence[Trial], first: Sequence[Trial], key: str) -> str:
     """How many times as fast the first system is, over the rounds both have."""
-    theirs = {trial.round: trial.found[key] for trial in first if not trial.failure}
-    ratios = [theirs[trial.round] / trial.found[key] for trial in own if trial.round in theirs]
+    rates = {trial.round: trial.found[key] for trial in first if not trial.failure}
+    ratios = [rates[trial.round] / trial.found[key] for trial in own if trial.round in rates]
     return f"{statistics.median(ratios):.2f}" if ratios else ""
 
 
@@ -159,16 +203,38 @@ def processor() -> str:
     return (named or [platform.processor() or "unknown"])[0]
 
 
+def saved(files: Sequence[Path]) -> tuple[list[Trial], list[dict[str, Any]]]:
+    """Trials of several runs, and what each depends on; rounds of one file are not those of another.
+
+    Raises OSError, and ValueError for a file that `--json` did not write.
+    """
+    trials: list[Trial] = []
+    known: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            run = json.loads(file.read_text(encoding="utf-8"))
+            found = [Trial(**trial) for trial in run.pop("trials")]
+            passed = sum(before["rounds"] for before in known)
+            trials += [trial._replace(round=passed + trial.round) for trial in found]
+            FACTS.format(**run)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(f"{file}: not what --json writes") from None
+        known.append(run)
+    return trials, known
+
+
+FACTS = """    {command}
+
+{processor} ({machine}), Python {python}, torch {torch}, commit {commit}, {date}; rounds: {rounds},
+threads: {threads}."""
+
 PAGE = """# Beside the peers
 
-    {command}
+{facts}
 
 The same Multi30k text (English to German) in the same pieces, the same shape, about as many target tokens an
 update, one process at a time. Medians over the rounds, every second one in reverse order; least and most in
 brackets.
-
-{processor} ({machine}), Python {python}, torch {torch}, commit {commit}, {date}; rounds: {rounds},
-threads: {threads}.
 
 {shapes}
 
@@ -184,31 +250,40 @@ threads: {threads}.
 """
 
 
-def page(trials: Sequence[Trial], systems: Sequence[str], known: dict[str, Any]) -> str:
-    """A page that tells what was measured, and how."""
+def page(trials: Sequence[Trial], systems: Sequence[str], known: Sequence[dict[str, Any]]) -> str:
+    """A page that tells what was measured, and how; `known` are the facts of each run."""
     meaning = ast.get_docstring(ast.parse(Path(__file__).read_text(encoding="utf-8"))) or ""
-    used = dict.fromkeys(trial.shape for trial in trials)
+    measured = {trial.system for trial in trials}
+    modules = dict.fromkeys(SYSTEMS[name].module for name in systems if name in measured)
     return PAGE.format(
-        **known,
-        shapes="\n".join(f"- {describe(name, known['updates'])}" for name in used),
-        tables=tables(trials, systems),
+        facts="\n\n".join(FACTS.format(**each) for each in known),
+        shapes="\n".join(f"- {describe(name, trials)}" for name in dict.fromkeys(t.shape for t in trials)),
+        tables="\n\n".join(filter(None, (summary(trials, systems), tables(trials, systems)))),
         meaning=meaning.partition("\n\n")[2],
-        systems="\n\n".join(how(name) for name in systems),
+        systems="\n\n".join(
+            how(module, [name for name in systems if name in measured]) for module in modules
+        ),
     )
 
 
-def describe(name: str, updates: int) -> str:
+def describe(name: str, trials: Sequence[Trial]) -> str:
+    """A shape, and how many updates were timed in it."""
     shape = SHAPES[name]
+    timed = {t.found["updates_timed"] for t in trials if t.shape == name and "updates_timed" in t.found}
     return (
         f"`{name}`: width {shape.d_model}, feed-forward {shape.d_ff}, {shape.heads} heads, {shape.layers} +"
-        f" {shape.layers} layers, {shape.vocabulary:,} pieces; {updates or shape.timed} timed updates"
+        f" {shape.layers} layers, {shape.vocabulary:,} pieces"
+        + (f"; {' or '.join(map(str, sorted(timed)))} timed updates" if timed else "")
     )
 
 
-def how(name: str) -> str:
-    """A system's version and wiring, and what its adapter's first lines say."""
-    system = SYSTEMS[name]
-    file = Path(__file__).with_name(f"{system.module}.py")
+def how(module: str, systems: Sequence[str]) -> str:
+    """Version, wiring and variant of the systems an adapter runs, and what its first lines say."""
+    own = [(name, SYSTEMS[name]) for name in systems if SYSTEMS[name].module == module]
+    named = [
+        f"`{name}` ({', '.join(filter(None, (system.version, system.wiring, system.variant)))})"
+        for name, system in own
+    ]
+    file = Path(__file__).with_name(f"{module}.py")
     told = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    version = ", ".join(filter(None, (system.version, system.wiring, system.variant)))
-    return f"`{name}` ({version}). {' '.join(told.split())}"
+    return f"{', '.join(named)}. {' '.join(told.split())}"

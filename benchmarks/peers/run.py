@@ -1,12 +1,14 @@
 """Measure this toolkit beside its peers: the same text, vocabulary, shape and batches, in alternating rounds.
 
     python benchmarks/peers/run.py                                   # everything: hours
-    python benchmarks/peers/run.py --shapes small --systems ours,plain,huggingface --rounds 1
+    python benchmarks/peers/run.py --shapes small --systems ours,plain,huggingface --rounds 1 --json a.json
+    python benchmarks/peers/run.py --from a.json b.json --write page.md    # measures nothing: makes them one
 
 Makes each peer's environment from the package index on first use (.cache/peers), prepares Multi30k
 (data/multi30k, see README) and trains and translates with each system in a process of its own, one at a time.
 Every second round goes through the systems backwards, so that a machine that drifts does so for all. Printed
-are medians over the rounds. A system that cannot be run stays in the tables with the reason.
+are medians over the rounds, and how many times as fast the first system is. A system that cannot be run stays
+in the tables with the reason.
 
 What the figures mean is in `report.py`, what each system does in its file's first lines. Run it from this
 toolkit's environment with the extra `ctranslate2`, on an idle machine.
@@ -33,7 +35,7 @@ if not __package__:  # run as a file
     sys.path[0] = str(ROOT)
 
 from benchmarks.peers.environments import CACHE, Unusable, environment, reason  # noqa: E402
-from benchmarks.peers.report import Trial, facts, page, tables  # noqa: E402
+from benchmarks.peers.report import Trial, facts, page, saved, summary, tables  # noqa: E402
 from benchmarks.peers.shapes import SHAPES  # noqa: E402
 from benchmarks.peers.systems import SYSTEMS, TASKS  # noqa: E402
 
@@ -117,6 +119,7 @@ class Runner:
         )
 
     def model(self, job: Job, python: Path, data: Path) -> Path:
+        job = job._replace(system=SYSTEMS[job.system].weights or job.system)
         system = SYSTEMS[job.system]
         directory = CACHE / "models" / f"{job.system}-{job.shape}"
         maker = Path(sys.executable) if system.model_is_ours else python
@@ -212,24 +215,35 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--threads", type=at_least(1), default=cores(), help="default: all cores")
     options.add_argument("--timeout", type=float, default=3600.0, help="seconds one process may take")
     options.add_argument("--json", type=Path, metavar="FILE", help="every trial")
+    options.add_argument(
+        "--from", dest="files", type=Path, nargs="+", metavar="FILE", help="take what --json wrote"
+    )
     options.add_argument("--write", type=Path, metavar="FILE.md", help="the tables as a page")
     return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 when a system could not be run."""
-    words = sys.argv[1:] if argv is None else argv
+    words = sys.argv[1:] if argv is None else list(argv)
     arguments = parser().parse_args(words)
     plan = jobs(arguments.rounds, arguments.shapes, arguments.tasks, arguments.systems)
-    runner = Runner(arguments.threads, arguments.updates, arguments.timeout)
-    runner.prepare(plan)
-    trials = measure(plan, runner)
-    print(tables(trials, arguments.systems))
-    command = shlex.join(["python", "benchmarks/peers/run.py", *words])
-    known = facts(command, arguments.threads, arguments.rounds, arguments.updates)
-    if arguments.json:
-        found = {**known, "trials": [trial._asdict() for trial in trials]}
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if arguments.files:
+        try:
+            trials, known = saved(arguments.files)
+        except (OSError, ValueError) as error:
+            parser().error(str(error))
+        wanted = {job[1:] for job in plan}
+        trials = [trial for trial in trials if trial[:3] in wanted]
+    else:
+        runner = Runner(arguments.threads, arguments.updates, arguments.timeout)
+        runner.prepare(plan)
+        trials = measure(plan, runner)
+        command = shlex.join(["python", "benchmarks/peers/run.py", *words])
+        known = [facts(command, arguments.threads, arguments.rounds, arguments.updates)]
+        if arguments.json:
+            found = {**known[0], "trials": [trial._asdict() for trial in trials]}
+            arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(tables(trials, arguments.systems), summary(trials, arguments.systems), sep="\n\n")
     if arguments.write:
         arguments.write.write_text(page(trials, arguments.systems, known), encoding="utf-8")
     return int(any(trial.failure for trial in trials))

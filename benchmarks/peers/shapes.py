@@ -30,10 +30,11 @@ SHAPES = {
 DROPOUT, LABEL_SMOOTHING = 0.1, 0.1
 LEARNING_RATE, BETAS, EPSILON, CLIP = 5e-4, (0.9, 0.98), 1e-9, 1.0
 WARMUP = 20  # updates in which the rate grows to its peak: enough for a loss that falls in a short trial
-BATCH_TOKENS = 4096  # rows x longest side, as near as a peer's own batching comes to it
+BATCH_TOKENS = 4096  # rows x longest side; where a peer counts otherwise, what gives as many target tokens
 LONGEST = 100  # pieces of a side; longer pairs are left out for all
 
-BATCH_SENTENCES, TARGET_LENGTH = 64, 16  # of translation; the length counts no EOS
+BATCH_SENTENCES = 64  # of translation
+STEPS = 16  # of the decoder for a translation: sixteen pieces, or fifteen and the EOS of a system that ends
 BEAMS = (1, 5)
 TEST_SET = "test2016"
 PAD, UNK, BOS, EOS = range(4)  # lines of the vocabulary file

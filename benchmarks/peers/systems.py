@@ -10,7 +10,10 @@ TASKS = ("train", "translate")
 
 
 class System(NamedTuple):
-    """`module` is the adapter's file; `environment` is None for the one that `run.py` runs in."""
+    """`module` is the adapter's file; `environment` is None for the one that `run.py` runs in.
+
+    `weights`: the system whose model it translates with, where that is not its own.
+    """
 
     module: str
     wiring: str
@@ -18,6 +21,7 @@ class System(NamedTuple):
     variant: str = ""
     tasks: tuple[str, ...] = TASKS
     model_is_ours: bool = False
+    weights: str = ""
 
     @property
     def version(self) -> str:
@@ -26,17 +30,26 @@ class System(NamedTuple):
 
 SYSTEMS = {
     "ours": System("ours", "Pre-LN"),
-    "ours-float32": System("ours", "Pre-LN", variant="float32"),
-    "ours-int8": System("ours", "Pre-LN", variant="int8", tasks=("translate",)),
+    "ours-float32": System("ours", "Pre-LN", variant="float32", weights="ours"),
+    "ours-int8": System("ours", "Pre-LN", variant="int8", tasks=("translate",), weights="ours"),
     "plain": System("plain", "Pre-LN"),
+    "plain-bf16": System("plain", "Pre-LN", variant="bf16", weights="plain"),
+    "plain-cached": System("cached", "Pre-LN", tasks=("translate",), weights="plain"),
+    "plain-cached-bf16": System("cached", "Pre-LN", None, "bf16", tasks=("translate",), weights="plain"),
     "opennmt": System("opennmt", "Pre-LN", "opennmt"),
+    "opennmt-int8": System("opennmt", "Pre-LN", "opennmt", "int8", tasks=("translate",), weights="opennmt"),
     "eole": System("eole", "Pre-LN", "eole"),
+    "eole-bf16": System("eole", "Pre-LN", "eole", "bf16", weights="eole"),
     "joeynmt": System("joeynmt", "Pre-LN", "joeynmt"),
     "huggingface": System("huggingface", "Post-LN", "huggingface"),
-    "ctranslate2": System(
-        "ctranslate2", "Pre-LN", "ctranslate2", "float32", tasks=("translate",), model_is_ours=True
-    ),
-    "ctranslate2-int8": System(
-        "ctranslate2", "Pre-LN", "ctranslate2", "int8", tasks=("translate",), model_is_ours=True
-    ),
+    "huggingface-bf16": System("huggingface", "Post-LN", "huggingface", "bf16", weights="huggingface"),
+    **{
+        name: System("ctranslate2", "Pre-LN", "ctranslate2", kind, ("translate",), True, weights)
+        for name, kind, weights in (
+            ("ctranslate2", "float32", ""),
+            ("ctranslate2-bf16", "bfloat16", "ctranslate2"),
+            ("ctranslate2-int8", "int8", ""),
+            ("ctranslate2-int8-bf16", "int8_bfloat16", "ctranslate2-int8"),
+        )
+    },
 }

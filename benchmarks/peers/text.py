@@ -44,15 +44,23 @@ def test_batches(data: Path) -> list[list[list[int]]]:
 
 
 def buckets(text: Sequence[Pair], seed: int = 1) -> Iterator[list[Pair]]:
-    """Batches without end: sorted by length, cut at rows x longest side with its control id, shuffled."""
+    """Batches without end: sorted by length, cut at rows x longest side with its control id, shuffled.
+
+    Sorted by the longer side, and then by how much longer that is the source's, up and down in turn: so
+    neighbours are alike on both sides, and either side has little padding.
+    """
     draw = random.Random(seed)
+
+    def key(pair: Pair) -> tuple[int, int, float]:
+        source, target = map(len, pair)
+        longer, difference = max(source, target), source - target
+        return longer, -difference if longer % 2 else difference, draw.random()
+
     while True:
-        keyed = sorted(
-            (len(target), len(source), draw.random(), i) for i, (source, target) in enumerate(text)
-        )
+        keyed = sorted((key(pair), i) for i, pair in enumerate(text))
         batches: list[list[Pair]] = [[]]
         longest = 0
-        for *_, i in keyed:
+        for _, i in keyed:
             source, target = text[i]
             longest = max(longest, len(source) + 1, len(target) + 1)
             if batches[-1] and longest * (len(batches[-1]) + 1) > BATCH_TOKENS:

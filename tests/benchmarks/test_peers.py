@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -25,8 +27,13 @@ def driver() -> Any:
 
 
 def found(speed: float) -> dict[str, Any]:
-    training = {"tokens_per_second": speed, "padding": 0.1, "tokens_per_update": 3500.0}
-    return {**training, "parameters": 7_500_000, "seconds_to_first_update": 4.0, "peak_bytes": 1 << 30}
+    training = {"tokens_per_second": speed, "source_padding": 0.2, "target_padding": 0.1}
+    training |= {"tokens_per_update": 3500.0, "updates_timed": 40, "parameters": 7_500_000}
+    return {**training, "seconds_to_first_update": 4.0, "peak_bytes": 1 << 30}
+
+
+def translating(speed: float) -> dict[str, Any]:
+    return {"sentences_per_second_beam_1": 2 * speed, "sentences_per_second_beam_5": speed}
 
 
 def test_every_second_round_goes_through_the_systems_backwards() -> None:
@@ -51,20 +58,89 @@ def test_a_table_has_medians_ranges_and_the_ratio_of_each_rounds_own_speeds() ->
     table = driver().tables(trials, list(speeds)).splitlines()
     assert table[0] == "### small, training"
     assert table[4].startswith(
-        "| `ours` | 3,000 (1,000 to 4,000) | 1.00 | 10.0% | 3,500 | 7.50 | 4.0 | 1.00 |"
+        "| `ours` | 3,000 (1,000 to 4,000) | 1.00 | 20.0% | 10.0% | 3,500 | 7.50 | 4.0 | 1.00 |"
     )
     assert table[5].startswith("| `plain` | 1,000 (500 to 1,000) | 3.00 |")
 
 
-def test_limits_are_the_last_rows_with_the_share_that_the_first_system_reached() -> None:
-    def run(job: Any) -> dict[str, Any]:
-        limits = {"limits": {"float32": {"tokens_per_second": 4000.0 * (job.round + 1)}}}
-        return found(1000.0) | (limits if job.system == "ours" else {})
+def test_each_limit_is_held_against_the_system_that_computes_in_its_format() -> None:
+    limits = {
+        "ours": {"bfloat16": {"tokens_per_second": 4000.0}},
+        "ours-float32": {"float32": {"tokens_per_second": 2000.0}},
+    }
+    speeds = {"ours": 1000.0, "ours-float32": 800.0, "plain": 100.0}
 
-    plan = driver().jobs(2, ["small"], ["train"], ["ours", "plain"])
-    table = driver().tables(driver().measure(plan, run), ["ours", "plain"]).splitlines()
-    assert table[-1].startswith("| limit, float32 | 6,000 (4,000 to 8,000) | 0.19 | ")
-    assert table[-1].count("|") == table[2].count("|")
+    def run(job: Any) -> dict[str, Any]:
+        own = {
+            kind: {name: (job.round + 1) * rate for name, rate in rates.items()}
+            for kind, rates in limits.get(job.system, {}).items()
+        }
+        return found(speeds[job.system]) | ({"limits": own} if own else {})
+
+    plan = driver().jobs(2, ["small"], ["train"], list(speeds))
+    table = driver().tables(driver().measure(plan, run), list(speeds)).splitlines()
+    assert table[-2].startswith("| limit, bfloat16 (`ours`) | 6,000 (4,000 to 8,000) | 0.19 | ")
+    assert table[-1].startswith("| limit, float32 (`ours-float32`) | 3,000 (2,000 to 4,000) | 0.30 | ")
+    assert table[-1].count("|") == table[-2].count("|") == table[2].count("|")
+
+
+def test_saved_runs_are_summed_up_as_one_and_rounds_of_different_files_never_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = {"ours": [1000.0, 1000.0], "plain": [500.0, 250.0]}
+    later = {"ours": [9000.0], "plain": [1000.0]}
+    systems = list(first)
+    files = []
+    for name, speeds in (("a.json", first), ("b.json", later)):
+        rounds = len(speeds["ours"])
+        plan = driver().jobs(rounds, ["small"], ["train"], systems)
+        trials = driver().measure(plan, lambda job, speeds=speeds: found(speeds[job.system][job.round]))
+        known = driver().facts(f"python run.py --json {name}", 2, rounds, 0)
+        files.append(tmp_path / name)
+        files[-1].write_text(json.dumps({**known, "trials": [t._asdict() for t in trials]}))
+    translated = driver().measure(
+        driver().jobs(1, ["large"], ["translate"], systems),
+        lambda job: translating(60.0 if job.system == "ours" else 20.0),
+    )
+    files.append(tmp_path / "c.json")
+    files[-1].write_text(
+        json.dumps({**driver().facts("c", 2, 1, 0), "trials": [t._asdict() for t in translated]})
+    )
+    page = tmp_path / "page.md"
+    assert driver().main(["--from", *map(str, files), "--write", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "### How many times as fast `ours` is" in printed
+    heads = ["", "training, small", "translation, beam 1, large", "translation, beam 5, large"]
+    assert "| " + " | ".join(heads) + " |" in printed.splitlines()
+    # ratios of the rounds are 2, 4 and 9
+    assert printed.splitlines()[-1] == "| `plain` | 4.00 | 3.00 | 3.00 |"
+    text = page.read_text(encoding="utf-8")
+    assert all(f"    {command}\n" in text for command in ("python run.py --json b.json", "c"))
+    assert printed.splitlines()[-1] in text
+    assert "`plain` (Pre-LN)" in text
+    assert "`eole`" not in text.partition("## How each system was run")[2]
+
+
+def test_the_summary_says_which_system_could_not_be_run_and_leaves_out_what_was_not_asked_for() -> None:
+    def run(job: Any) -> dict[str, Any]:
+        if job.system == "eole":
+            raise driver().Unusable("broken")
+        return found(100.0)
+
+    systems = ["ours", "eole"]
+    trials = driver().measure(driver().jobs(1, ["small"], ["train"], systems), run)
+    assert driver().summary(trials, [*systems, "plain"]).splitlines()[-1] == "| `eole` | could not be run |"
+    assert driver().summary(trials[:1], systems) == ""
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"trials": [{"shape": "small"}]}', '{"rounds": 1}'])
+def test_a_file_that_is_no_saved_run_is_refused_by_name(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "odd.json").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        driver().main(["--from", str(tmp_path / "odd.json")])
+    assert "odd.json: not what --json writes" in capsys.readouterr().err
 
 
 def test_a_system_that_fails_is_not_tried_again_and_stays_in_the_table() -> None:
@@ -96,10 +172,11 @@ def test_a_failure_of_the_first_system_leaves_the_others_without_a_ratio() -> No
 
 
 def test_the_page_tells_how_each_system_was_run() -> None:
-    systems = ["ours", "eole"]
+    systems = ["ours", "eole", "eole-bf16"]
     trials = driver().measure(driver().jobs(1, ["small"], ["train"], systems), lambda job: found(100.0))
-    page = driver().page(trials, systems, driver().facts("python run.py --rounds 1", 2, 1, 0))
-    assert "`eole` (eole 0.6.4, Pre-LN). Eole, the successor" in page
+    page = driver().page(trials, systems, [driver().facts("python run.py --rounds 1", 2, 1, 0)])
+    both = "`eole` (eole 0.6.4, Pre-LN), `eole-bf16` (eole 0.6.4, Pre-LN, bf16)"
+    assert f"{both}. Eole, the successor" in page
     assert "40 timed updates" in page
     assert "    python run.py --rounds 1\n" in page
 
@@ -124,6 +201,11 @@ def test_each_system_has_its_adapter_and_its_versions_are_exact() -> None:
     for system in SYSTEMS.values():
         assert (ROOT / "benchmarks" / "peers" / f"{system.module}.py").is_file()
         assert system.environment is None or system.environment in RECIPES
+        if system.weights:  # of the same adapter's environment, and made there
+            lender = SYSTEMS[system.weights]
+            assert not lender.weights
+            assert lender.environment == system.environment
+            assert lender.model_is_ours == system.model_is_ours
     for recipe in RECIPES.values():
         assert all("==" in one for step in recipe.steps for one in step if not one.startswith("--"))
 
@@ -173,7 +255,7 @@ def test_the_meter_counts_the_tokens_of_timed_updates_only_and_ends_the_training
     updates = 0
     with meter.training():
         for update in range(100):
-            meter.count(10 * (update + 1), 20 * (update + 1))
+            meter.count((15 * (update + 1), 20 * (update + 1)), (10 * (update + 1), 20 * (update + 1)))
             meter.loss(9.0 - update)
             weight.grad = torch.ones(1)
             updates += 1
@@ -181,7 +263,7 @@ def test_the_meter_counts_the_tokens_of_timed_updates_only_and_ends_the_training
     result = meter.result()
     assert updates == 5
     assert result["tokens_per_update"] == 40
-    assert result["padding"] == 0.5
+    assert (result["source_padding"], result["target_padding"]) == (0.25, 0.5)
     assert result["parameters"] == 1
     assert result["losses"] == [9.0, 5.0]
     assert result["tokens_per_second"] == pytest.approx(120 / (meter.times[-1] - meter.times[1]))
@@ -195,7 +277,7 @@ def test_a_loss_that_does_not_fall_and_a_count_that_is_missing_are_errors() -> N
         meter.updated()
     meter = Meter(warm=1, timed=1)
     for _ in range(2):
-        meter.count(1, 1)
+        meter.count((1, 1), (1, 1))
         meter.loss(1.0)
         with suppress(Measured):
             meter.updated()
@@ -210,6 +292,71 @@ def test_translations_of_another_length_are_an_error() -> None:
     assert result["sentences_per_second_beam_5"] > 0
     with pytest.raises(RuntimeError, match="of 15 to 16"):
         translated(lambda beam: [[1] * 16, [1] * 15], lambda beam: None, 2)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # torch's own, of Pre-LN
+def test_a_plain_cache_finds_what_the_whole_prefix_finds() -> None:
+    from benchmarks.peers.cached import Cached
+    from benchmarks.peers.plain import Plain, search, whole_prefix
+    from benchmarks.peers.shapes import STEPS, Shape
+
+    torch.manual_seed(1)
+    network = Plain(Shape("tiny", 16, 32, heads=2, layers=2, vocabulary=40, warm=1, timed=1)).eval()
+    for weight in network.transformer.parameters():  # norms and biases too
+        weight.data += (1.0 if weight.dim() > 1 else 0.2) * torch.randn(weight.shape)
+    network.embedding.weight.data *= 0.1  # so that a piece is not its own likeliest successor
+    batch = [[5, 6, 7, 8, 9, 10], [20, 21, 22], [30]]  # with padding
+    with torch.inference_mode():
+        for beam in (1, 4):
+            wanted = search(whole_prefix(network, batch, beam), len(batch), beam)
+            assert search(Cached(network, batch, beam), len(batch), beam) == wanted
+            assert len(set(map(tuple, wanted))) == len(batch)
+            assert all(len(row) == STEPS and len(set(row)) > 3 for row in wanted)
+
+
+def test_our_translations_take_as_many_steps_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.peers.ours import search
+    from benchmarks.peers.shapes import STEPS
+    from transformer import Transformer
+    from transformer.core.special import EOS
+    from transformer.decoding import next_token
+    from transformer.decoding.engine import Models
+
+    steps = []
+    step = next_token._Cached.step
+
+    def counted(self: Any, tokens: torch.Tensor) -> torch.Tensor:
+        steps.append(len(tokens))
+        return step(self, tokens)
+
+    monkeypatch.setattr(next_token._Cached, "step", counted)
+    model = Transformer(
+        40, 40, d_model=16, d_ff=32, heads=2, encoder_layers=1, decoder_layers=1, tie_embeddings="all"
+    )
+    engine = Models([model.eval()], "float32")
+    for beam in (1, 3):
+        steps.clear()
+        found = search(engine, [[[5, 6, 7], [8]]], beam)
+        assert [(len(row), row[-1]) for row in found] == [(STEPS, EOS)] * 2
+        assert len(steps) == STEPS
+
+
+def test_either_side_of_the_batches_has_little_padding() -> None:
+    from benchmarks.peers.text import buckets
+
+    draw = random.Random(1)
+    sources = [max(1, round(draw.lognormvariate(2.6, 0.3))) for _ in range(20_000)]
+    pairs = [([1] * s, [1] * max(1, round(s * draw.lognormvariate(0, 0.17)))) for s in sources]
+    held, places, seen = [0, 0], [0, 0], 0
+    for batch in buckets(pairs):
+        seen += len(batch)
+        for side in (0, 1):
+            lengths = [len(pair[side]) + 1 for pair in batch]
+            held[side] += sum(lengths)
+            places[side] += max(lengths) * len(batch)
+        if seen == len(pairs):
+            break
+    assert all(1 - held[side] / places[side] < 0.05 for side in (0, 1))
 
 
 def test_batches_fit_the_budget_and_hold_every_pair() -> None:
