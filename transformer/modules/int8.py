@@ -14,29 +14,37 @@ import torch
 from torch import Tensor
 
 _LARGEST = 127
-_TERMS = (2**31 - 1) // _LARGEST**2  # of a sum that fits into 32 bits whatever the numbers
+_TERMS = (2**31 - 1) // _LARGEST**2  # of a sum that fits into 32 bits whatever the numbers: 133,144
 
 
 def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """Of W (out, in) and b (out), as they are now: X (..., in) -> X W^T + b (..., out) in float32.
 
-    Not finite where a row of x is not.
+    Not finite where a row of x is not. Infinite where a number is too large for float32, and it may be where a
+    row of W has magnitudes above 1e31: its scale comes first. So a row of x may be as large as float32 goes.
     """
-    assert weight.shape[1] <= _TERMS, "a sum of so many terms may not fit into 32 bits"
     whole, of_columns = rounded(weight.detach())
     transposed, of_columns = whole.T, of_columns.squeeze(1)
     bias = None if bias is None else bias.detach().clone()
 
     def product(x: Tensor) -> Tensor:
         rows, of_rows = rounded(x.reshape(-1, x.shape[-1]))
-        made = _whole_product(rows, transposed).float().mul_(of_rows)
+        made = _sums(rows, transposed).mul_(of_columns)
         if bias is None:
-            made *= of_columns
+            made *= of_rows
         else:
-            torch.addcmul(bias, made, of_columns, out=made)
+            torch.addcmul(bias, made, of_rows, out=made)
         return made.view(*x.shape[:-1], len(whole))
 
     return product
+
+
+def _sums(rows: Tensor, columns: Tensor) -> Tensor:
+    """Sums (R, N) in float32, rounded once, of int8 (R, K) and (K, N); 32 bits hold some of K at a time."""
+    if rows.shape[1] <= _TERMS:
+        return _whole_product(rows, columns).float()
+    parts = zip(rows.split(_TERMS, 1), columns.split(_TERMS), strict=True)
+    return torch.stack([_whole_product(*part) for part in parts]).sum(0).float()  # of int32: in int64
 
 
 def _whole_product(rows: Tensor, columns: Tensor) -> Tensor:
