@@ -162,9 +162,11 @@ def loop_optimizer(trainer: Trainer) -> Iterator[None]:
     before = [(group["fused"], group["foreach"]) for group in groups]
     for group in groups:
         group["fused"], group["foreach"] = False, False
-    yield
-    for group, (fused, foreach) in zip(groups, before, strict=True):
-        group["fused"], group["foreach"] = fused, foreach
+    try:
+        yield
+    finally:
+        for group, (fused, foreach) in zip(groups, before, strict=True):
+            group["fused"], group["foreach"] = fused, foreach
 
 
 @contextmanager

@@ -20,8 +20,9 @@ _TERMS = (2**31 - 1) // _LARGEST**2  # of a sum that fits into 32 bits whatever 
 def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """Of W (out, in) and b (out), as they are now: X (..., in) -> X W^T + b (..., out) in float32.
 
-    Not finite where a row of x is not. Infinite where a number is too large for float32, and it may be where a
-    row of W has magnitudes above 1e31: its scale comes first. So a row of x may be as large as float32 goes.
+    Not finite where a row of x is not. A row of x may be as large as float32 goes: infinite are numbers that
+    float32 does not hold, and perhaps those of a row of W with magnitudes above 1e31, as its scale is
+    multiplied by first.
     """
     whole, of_columns = rounded(weight.detach())
     transposed, of_columns = whole.T, of_columns.squeeze(1)
