@@ -103,8 +103,9 @@ def test_rows_of_any_magnitude_give_the_right_number(
 
 @needed
 @settings(max_examples=50, deadline=None)
-@given(row=st.floats(-37, 38.53), column=st.floats(31, 38.53))
+@given(row=st.floats(-35, 38.53), column=st.floats(31, 38.53))
 def test_of_weights_beyond_reason_a_number_is_right_or_infinite(row: float, column: float) -> None:
+    """Rows below 1.5e-36 have steps of the smallest normal number, which are too large for them."""
     x, weight = (
         torch.tensor([[10.0**power, -(10.0**power) / 3]]).clamp(-LARGEST, LARGEST) for power in (row, column)
     )

@@ -44,7 +44,7 @@ def _sums(rows: Tensor, columns: Tensor) -> Tensor:
     """Sums (R, N) in float32, rounded once, of int8 (R, K) and (K, N); 32 bits hold some of K at a time."""
     if rows.shape[1] <= _TERMS:
         return _whole_product(rows, columns).float()
-    parts = zip(rows.split(_TERMS, 1), columns.split(_TERMS), strict=True)
+    parts = zip(torch.split(rows, _TERMS, 1), torch.split(columns, _TERMS), strict=True)
     return torch.stack([_whole_product(*part) for part in parts]).sum(0).float()  # of int32: in int64
 
 
@@ -54,7 +54,10 @@ def _whole_product(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """X (R, N) -> int8 (R, N) and the scales (R, 1) that they are to be multiplied by."""
+    """X (R, N) -> int8 (R, N) and the scales (R, 1) that they are to be multiplied by.
+
+    No scale is below the smallest normal number: of rows below 1.5e-36 the largest magnitude is not 127.
+    """
     tiny = torch.finfo(torch.float32).tiny
     scales = x.abs().amax(-1, keepdim=True).clamp_min_(tiny * _LARGEST).div_(_LARGEST)
     return (x / scales).round_().to(torch.int8), scales
