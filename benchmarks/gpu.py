@@ -3,7 +3,7 @@
     python benchmarks/gpu.py --json gpu.json      # in the checkout, where data/multi30k may be
     python benchmarks/gpu.py --device cpu --tiny --no-compile    # the same code in seconds
 
-Prints Markdown tables:
+Prints Markdown tables, each as soon as it is there:
 
     correctness  logits, loss and gradients under bf16 autocast against float64 on the CPU
     speed        updates of four models on random text, plain and compiled: tokens/s, use of the hardware,
@@ -14,7 +14,7 @@ Prints Markdown tables:
 measured in this run; `of the peak` the products' operations a second over the fastest product measured in
 this run, whatever moves. Shares are of updates of their own; attention's, projections included, lies within
 forward and backward and cannot be told apart in a compiled model. What was not measured is a row that says
-why.
+why. An error ends it with exit code 1 and its text, after the tables of what was measured by then.
 
 Written without a GPU at hand: on CUDA it has not been run.
 """
@@ -28,13 +28,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_tables import report
+from gpu_tables import ceilings_text, check_text, error_text, speed_text, training_text
 from torch import Tensor
 
 from transformer import Transformer
@@ -86,30 +87,27 @@ SHAPES = {
 TINY = {"tiny": (shape(32, 64, 2, 1), 200, 8)}
 
 
-def correctness(device: torch.device, compiled: bool) -> list[dict[str, Any]]:
+def correctness(device: torch.device, compiled: bool) -> Iterator[dict[str, Any]]:
     """A row for each pair: relative errors, and whether they are within the bounds."""
     generator = torch.Generator().manual_seed(1)
     source, target = (torch.randint(4, CHECKED_VOCABULARY, (16, n), generator=generator) for n in (21, 19))
     source[:8, 15:], target[4:12, 12:] = 0, 0
-    rows: list[dict[str, Any]] = []
     for placement, norm in PAIRS:
         sizes = CHECKED_VOCABULARY, CHECKED_VOCABULARY
         one, other = (Transformer(*sizes, placement=placement, norm=norm, seed=3, **CHECKED) for _ in "ab")
         exact = numbers(one.double(), source, target, torch.float32)
         for way in ("plain", "compiled") if (placement, norm) == COMPILED else ("plain",):
             row: dict[str, Any] = {"placement": placement, "norm": norm, "way": way}
-            rows.append(row)
             if way == "compiled" and not compiled:
-                row["skipped"] = "--no-compile"
+                yield row | {"skipped": "--no-compile"}
                 continue
             try:
                 ours = numbers(other.to(device), source, target, BF16, way == "compiled")
             except UserError as error:
-                row["skipped"] = str(error).splitlines()[-1]
+                yield row | {"skipped": str(error).splitlines()[-1]}
                 continue
             row |= {name: difference(ours[name], exact[name]) for name in BOUNDS}
-            row["wrong"] = [name for name, bound in BOUNDS.items() if not row[name] <= bound]
-    return rows
+            yield row | {"wrong": [name for name, bound in BOUNDS.items() if not row[name] <= bound]}
 
 
 def numbers(
@@ -232,8 +230,63 @@ def tried(work: Any, ends: float) -> dict[str, Any]:
             torch.cuda.empty_cache()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+Section = tuple[Callable[[], None], Callable[[dict[str, Any]], str]]  # its work, and what it found as text
+
+
+def in_turn(sections: Sequence[Section], found: dict[str, Any], file: Path | None) -> bool:
+    """Do each section's work and write down what it found, up to the first error; is there none?"""
+    for work, text in sections:
+        try:
+            work()
+        except Exception as error:  # hours of a rented machine are not lost to what nobody thought of
+            found["error"] = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+        print(text(found), end="\n\n", flush=True)
+        if file is not None:
+            file.write_text(json.dumps(finite(found), indent=1) + "\n", encoding="utf-8")
+        if "error" in found:
+            print(error_text(found), flush=True)
+            return False
+    return True
+
+
+def sections_of(device: torch.device, options: argparse.Namespace, found: dict[str, Any]) -> list[Section]:
     """Correctness, plain models, training, compiled models: what is dearest comes last, as time may end."""
+    ends = time.monotonic() + 60 * options.minutes
+
+    def check() -> None:
+        for row in correctness(device, compiled=not options.no_compile):
+            found["correctness"].append(row)
+
+    def ceilings() -> None:
+        measured = measure_ceilings(device, [BF16], seconds=0.1 if options.tiny else 1.0)
+        found["ceilings"] = {"products": measured.products["bfloat16"], "copy": measured.copy}
+
+    def measure(compiled: bool) -> None:
+        rates = Ceilings({"bfloat16": found["ceilings"]["products"]}, found["ceilings"]["copy"])
+        for name in TINY if options.tiny else SHAPES:
+            row: dict[str, Any] = {"shape": name, "compiled": compiled}
+            if compiled and options.no_compile:
+                found["speed"].append(row | {"skipped": "--no-compile"})
+                continue
+            print(f"{name}, {'compiled' if compiled else 'plain'}", file=sys.stderr, flush=True)
+            done = tried(lambda name=name: speed(name, compiled, device, rates, options), ends)
+            found["speed"].append(row | done)
+
+    def trained() -> None:
+        found["training"] = tried(lambda: training(device, options.tiny, options.train_minutes), ends)
+
+    return [
+        (check, check_text),
+        (ceilings, ceilings_text),
+        (lambda: measure(compiled=False), lambda found: speed_text(found, compiled=False)),
+        (trained, training_text),
+        (lambda: measure(compiled=True), lambda found: speed_text(found, compiled=True)),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, or 1 on a wrong number or an error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers for programs")
@@ -249,7 +302,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.tiny:
         options.batch_tokens, options.updates, options.rounds = 256, 2, 2
-    ends = time.monotonic() + 60 * options.minutes
     try:
         device = pick_device(options.device)
     except UserError as error:
@@ -257,37 +309,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     if device.type == "cpu" and not options.tiny:
         print("note: on a CPU the large shapes take hours; --tiny takes seconds", file=sys.stderr)
-    checks = correctness(device, compiled=not options.no_compile)
-    ceilings = measure_ceilings(device, [BF16], seconds=0.1 if options.tiny else 1.0)
-    rows: list[dict[str, Any]] = []
-
-    def measure(compiled: bool) -> None:
-        for name in TINY if options.tiny else SHAPES:
-            row: dict[str, Any] = {"shape": name, "compiled": compiled}
-            if compiled and options.no_compile:
-                rows.append(row | {"skipped": "--no-compile"})
-                continue
-            print(f"{name}, {'compiled' if compiled else 'plain'}", file=sys.stderr, flush=True)
-            rows.append(row | tried(lambda name=name: speed(name, compiled, device, ceilings, options), ends))
-
-    measure(compiled=False)
-    trained = tried(lambda: training(device, options.tiny, options.train_minutes), ends)
-    measure(compiled=True)
-    found = {
+    found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "batch_tokens": options.batch_tokens,
-        "correctness": checks,
         "bounds": BOUNDS,
-        "ceilings": {"products": ceilings.products["bfloat16"], "copy": ceilings.copy},
-        "speed": rows,
-        "training": trained,
         "versions": versions(),
         "commit": commit(),
+        **{"correctness": [], "ceilings": None, "speed": [], "training": None},
     }
-    print(report(found), flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps(finite(found), indent=1) + "\n", encoding="utf-8")
-    return int(any(row.get("wrong") for row in checks))
+    finished = in_turn(sections_of(device, options, found), found, options.json)
+    return int(not finished or any(row.get("wrong") for row in found["correctness"]))
 
 
 if __name__ == "__main__":

@@ -3,42 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import indent
 from typing import Any
 
 from transformer.analysis.finding import markdown
 from transformer.speed.timeline import ATTENTION
 
 
-def report(found: dict[str, Any]) -> str:
-    """All tables."""
-    parts = [
-        "## Correctness: bf16 against float64, relative",
-        check_table(found["correctness"], found["bounds"]),
-    ]
-    parts += ["## Speed", speed_table(found["speed"])]
+def check_text(found: dict[str, Any]) -> str:
+    """Correctness."""
+    table = check_table(found["correctness"], found["bounds"])
+    return f"## Correctness: bf16 against float64, relative\n\n{table}"
+
+
+def ceilings_text(found: dict[str, Any]) -> str:
+    """What the speeds are measured by."""
     rates = found["ceilings"]
-    parts.append(
+    if rates is None:
+        return "limit and peak: not measured"
+    return (
         f"limit and peak: products at {rates['products'] / 1e12:,.2f} TFLOP/s in bf16, copies at"
         f" {rates['copy'] / 1e9:,.0f} GB/s, both measured in this run on {found['device']}; batches of"
         f" {found['batch_tokens']:,} tokens, padding counted; random text with Multi30k's spread of lengths"
     )
-    done = found["training"]
-    parts.append(f"## Training on {done.get('text', 'text')}, against the clock")
+
+
+def speed_text(found: dict[str, Any], compiled: bool) -> str:
+    """The models that are compiled, or those that are not."""
+    rows = [row for row in found["speed"] if row["compiled"] == compiled]
+    return f"## Speed, {'compiled' if compiled else 'plain'}\n\n{speed_table(rows)}"
+
+
+def training_text(found: dict[str, Any]) -> str:
+    """The training's validations, and how it ended."""
+    done = found["training"] or {"skipped": "it did not come to its end"}
+    title = f"## Training on {done.get('text', 'text')}, against the clock"
     if "skipped" in done:
-        return "\n\n".join([*parts, f"not measured: {done['skipped']}"])
+        return f"{title}\n\nnot measured: {done['skipped']}"
     rows = [[row["update"], row["seconds"], row["loss"], row["bleu"]] for row in done["validations"]]
-    parts.append(markdown(["update", "seconds", "validation loss", "validation BLEU"], rows))
+    table = markdown(["update", "seconds", "validation loss", "validation BLEU"], rows)
     scores = [
         f"{name}: BLEU {score['bleu']:.2f}, {score['signature']['bleu']}"
         for name, score in done["test"].items()
     ]
     average = f", the mean of {done['averaged']} checkpoints" if done["averaged"] else ""
-    parts.append(
+    end = (
         f"{done['updates']:,} updates in {done['seconds']:,.0f} s, validations included ({done['reason']});"
         f" {done['target_tokens_per_second']:,.0f} target tokens/s; kept{average}: validation BLEU"
         f" {done['valid_bleu']:.2f}; " + "; ".join(scores)
     )
-    return "\n\n".join(parts)
+    return "\n\n".join([title, table, end])
+
+
+def error_text(found: dict[str, Any]) -> str:
+    """What ended it, for whoever has only the report."""
+    error = indent(found["error"], "    ")
+    return f"## Ended by an error\n\nWhat stands above was measured before it.\n\n{error}"
 
 
 def check_table(rows: Sequence[dict[str, Any]], limits: dict[str, float]) -> str:

@@ -1,9 +1,16 @@
-"""What each thing that makes training fast is worth: switched off in turn, with everything else on.
+"""What each thing that makes training or translation fast is worth: switched off alone, all else on.
 
-python benchmarks/levers.py --shape small --rounds 5 --write levers.md
+    python benchmarks/levers.py --shape small --rounds 5 --write levers.md
+    python benchmarks/levers.py --task translate --shape small --rounds 5 --beam 5
 
-Rounds alternate: each trains the same batches as the toolkit does, then with the lever off. The ratio is the
-median over rounds of speed as it is / speed without. Levers that belong to a process run in two of their own.
+Each lever is switched off by a patch made here (lever_training.py, lever_translation.py); the product has no
+such option. Before it is timed, both ways have to compute the same to rounding. Rounds alternate: each does
+the same work as the toolkit does it, then with the lever off. The ratio is the median over rounds of speed as
+it is / speed without. Levers that belong to a process run in two of their own. What cannot be tried here is a
+row that says why.
+
+Training is of the product's own updates on the configuration's text; translation of its first pairs, by a
+model with initial weights whose translations are as long as the references.
 """
 
 from __future__ import annotations
@@ -17,30 +24,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).parents[1])
 
+from benchmarks import lever_training, lever_translation
+from benchmarks.lever_training import BUCKETS, Lever, in_random_order, stepped
+from benchmarks.lever_translation import Setting, Task
 from transformer.cli.config import Config
 from transformer.cli.lines import say
 from transformer.cli.train import wire
+from transformer.core.errors import UserError
 from transformer.core.loading import load
-from transformer.core.special import PAD
-from transformer.data.batching import collate
 from transformer.data.dataset import prepare
 from transformer.model.transformer import Transformer
-from transformer.modules import attention as attention_module
-from transformer.modules import products as products_module
-from transformer.modules.dropout import Dropout
-from transformer.training import layouts as layouts_module
-from transformer.training import loss as loss_module
 from transformer.training.logbook import Logbook
 from transformer.training.memory import keep_freed_memory
 from transformer.training.trainer import Trainer
@@ -52,72 +53,9 @@ SHAPES = {
     "large": {"d_model": 512, "d_ff": 1024, "heads": 8, "encoder_layers": 6, "decoder_layers": 6},
 }
 VOCABULARY = {"tiny": 300, "small": 8000, "large": 10000}
-Off = Callable[[Trainer], AbstractContextManager[object]]
-
-
-@contextmanager
-def no_bf16(trainer: Trainer) -> Iterator[None]:
-    with patch.object(trainer.passes, "dtype", torch.float32):
-        yield
-
-
-def naive_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """All logits at once, kept for the backward pass."""
-    logits = F.linear(hidden, weight).flatten(0, 1).float()
-    options: dict[str, Any] = {"ignore_index": PAD, "reduction": "sum"}
-    loss = F.cross_entropy(logits, targets.flatten(), label_smoothing=smoothing, **options)
-    return loss, F.cross_entropy(logits.detach(), targets.flatten(), **options)
-
-
-def plain_loss(trainer: Trainer) -> AbstractContextManager[object]:
-    return patch.object(layouts_module, "sequence_loss", naive_loss)
-
-
-def with_padding(trainer: Trainer) -> AbstractContextManager[object]:
-    return patch.object(loss_module, "_without_padding", lambda rows, targets: (rows, targets))
-
-
-def torch_dropout(trainer: Trainer) -> AbstractContextManager[object]:
-    return patch.object(Dropout, "forward", lambda self, x: F.dropout(x, self.p, self.training))
-
-
-def kernel_attention(trainer: Trainer) -> AbstractContextManager[object]:
-    def attend(
-        query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, dropout: Dropout
-    ) -> Tensor:
-        share = dropout.p if dropout.training else 0.0
-        return F.scaled_dot_product_attention(query, keys, values, mask, share, is_causal=causal)
-
-    return patch.object(attention_module, "attend", attend)
-
-
-@contextmanager
-def loop_optimizer(trainer: Trainer) -> Iterator[None]:
-    groups = trainer.optimizer.param_groups
-    before = [group["fused"] for group in groups]
-    for group in groups:
-        group["fused"], group["foreach"] = False, False
-    yield
-    for group, fused in zip(groups, before, strict=True):
-        group["fused"], group["foreach"] = fused, None
-
-
-def other_products(trainer: Trainer) -> AbstractContextManager[object]:
-    return patch.object(products_module, "_is_for_onednn", lambda x, weight: False)
-
-
-LEVERS: dict[str, tuple[str, Off]] = {
-    "bf16": ("products in bf16, where the hardware is fast at it (against float32)", no_bf16),
-    "loss": ("projection and loss in chunks, gradients in forward (against all logits at once)", plain_loss),
-    "scored rows": ("only rows that are scored are projected (against padding as well)", with_padding),
-    "dropout": ("dropout from 16 random bits (against torch's)", torch_dropout),
-    "attention": ("written-out attention in bf16 training (against torch's kernel)", kernel_attention),
-    "products": ("large products by oneDNN (against torch's default)", other_products),
-    "optimizer": ("fused Adam (against one tensor after another)", loop_optimizer),
-}
-IDLE = {"auto": {"products"}, "float32": {"bf16", "attention"}}  # levers that change nothing there
+PRECISIONS = ("auto", "bf16", "float32", "int8")
 MEMORY = ("freed memory stays mapped (against glibc's defaults)", "--keep", "--release")
-BUCKETS = "batches of like length (against pairs in random order, cut by the same budget)"
+UNITS = {"train": "tokens/s", "translate": "sentences/s"}
 
 
 def trainer_of(shape: str, folder: Path, base: Path, threads: int, precision: str = "auto") -> Trainer:
@@ -133,66 +71,18 @@ def trainer_of(shape: str, folder: Path, base: Path, threads: int, precision: st
     data = prepare(config.data, folder, config.seed, say)
     sizes = data.source_tokenizer.size, data.target_tokenizer.size
     model = Transformer(*sizes, config.model, seed=config.seed)
-    return wire(config, folder, data, model.train(), Logbook(folder))
+    return wire(config, folder, data, model.train(), Logbook(folder, quiet=True))
 
 
-def speed(trainer: Trainer, batches: Sequence[Any]) -> float:
-    """Target tokens a second, padding not counted."""
-    begin = time.perf_counter()
-    for batch in batches:
-        trainer.step([batch])
-    return sum(batch.target_tokens for batch in batches) / (time.perf_counter() - begin)
+# --- rows of the table
 
 
-def in_random_order(batches: Sequence[Any], budget: int) -> list[Any]:
-    """The same pairs, cut where rows x longest would exceed the budget, without sorting."""
-    pairs = [
-        ([t for t in source.tolist() if t != PAD][:-1], [t for t in target.tolist() if t != PAD][:-1])
-        for batch in batches
-        for source, target in zip(batch.source, batch.target_out, strict=True)
-    ]
-    order = np.random.default_rng(1).permutation(len(pairs))
-    made: list[list[int]] = [[]]
-    longest = 0
-    for index in order:
-        grown = max(longest, len(pairs[index][0]) + 1, len(pairs[index][1]) + 1)
-        if made[-1] and grown * (len(made[-1]) + 1) > budget:
-            made.append([])
-            grown = max(len(pairs[index][0]) + 1, len(pairs[index][1]) + 1)
-        made[-1].append(int(index))
-        longest = grown
-    return [collate([pairs[i] for i in rows], rows) for rows in made]
-
-
-def measure(trainer: Trainer, updates: int, rounds: int) -> Iterator[tuple[str, list[float], list[float]]]:
-    """(what the lever is, speeds with it, speeds without it)."""
-    stream = trainer.stream.epoch(1)
-    batches = [next(stream) for _ in range(updates)]
-    unsorted = in_random_order(batches, trainer.config.batch_tokens)
-    idle = IDLE[str(trainer.config.precision)]
-    levers = [lever for name, lever in LEVERS.items() if name not in idle]
-    runs: list[tuple[str, Off, Sequence[Any]]] = [(text, off, batches) for text, off in levers]
-    runs.append((BUCKETS, lambda trainer: nullcontext(), unsorted))
-    speed(trainer, batches)
-    for text, off, other in runs:
-        on_speeds, off_speeds = [], []
-        for turn in range(rounds + 1):
-            on = speed(trainer, batches)
-            with off(trainer):
-                without = speed(trainer, other)
-            if turn:  # the first makes kernels and memory ready
-                on_speeds.append(on)
-                off_speeds.append(without)
-        yield text, on_speeds, off_speeds
-
-
-def alone(flag: str, arguments: argparse.Namespace) -> float:
-    """Speed in a process of its own."""
-    names = ("shape", "precision", "updates", "threads", "config")
-    own = [f"--{name}={getattr(arguments, name)}" for name in names]
-    command = [sys.executable, __file__, flag, *own]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+def alternating(
+    on: Callable[[], float], off: Callable[[], float], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Speeds of both, in turn, after a round that makes kernels and memory ready."""
+    pairs = [(on(), off()) for _ in range(rounds + 1)][1:]
+    return [one for one, _ in pairs], [other for _, other in pairs]
 
 
 def row(text: str, on: Sequence[float], off: Sequence[float]) -> str:
@@ -202,40 +92,158 @@ def row(text: str, on: Sequence[float], off: Sequence[float]) -> str:
     return f"| {text} | {statistics.median(ratios):.2f} | {spread} | {speeds} |"
 
 
-def main() -> None:
+def untried(text: str, why: object) -> str:
+    return f"| {text} | not measured: {str(why).strip().splitlines()[-1].strip()} | | | |"
+
+
+# --- training
+
+
+def speed(trainer: Trainer, run: lever_training.Run, batches: Sequence[Any]) -> float:
+    """Target tokens a second, padding not counted."""
+    begin = time.perf_counter()
+    tokens = run(trainer, batches)
+    return tokens / (time.perf_counter() - begin)
+
+
+def training_row(trainer: Trainer, lever: Lever, batches: Sequence[Any], rounds: int) -> str:
+    """Check a lever, then time it."""
+    if why := lever.missing():
+        return untried(lever.text, why)
+
+    def off() -> float:
+        with lever.off(trainer):
+            return speed(trainer, lever.run, batches)
+
+    try:
+        lever_training.check(trainer, lever, batches)
+        with lever.both(trainer):
+            found = alternating(lambda: speed(trainer, lever.run, batches), off, rounds)
+    except UserError as error:  # no compiler
+        return untried(lever.text, error)
+    finally:
+        lever_training.endless.cache_clear()  # ends their threads
+    return row(lever.text, *found)
+
+
+def training_rows(trainer: Trainer, updates: int, rounds: int) -> Iterator[str]:
+    """Every lever that does something in this number format."""
+    batches = list(islice(trainer.stream.epoch(1), updates))
+    for lever in lever_training.LEVERS.values():
+        if trainer.passes.dtype not in lever.idle:
+            yield training_row(trainer, lever, batches, rounds)
+    unsorted = in_random_order(batches, trainer.config.batch_tokens)
+    times = [lambda cut=cut: speed(trainer, stepped, cut) for cut in (batches, unsorted)]
+    yield row(BUCKETS, *alternating(times[0], times[1], rounds))
+
+
+def alone(flag: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Speed and loss in a process of its own."""
+    names = ("shape", "precision", "updates", "threads", "config")
+    own = [f"--{name}={getattr(arguments, name)}" for name in names]
+    command = [sys.executable, __file__, flag, *own]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def one_speed(trainer: Trainer, updates: int) -> dict[str, float]:
+    """What `alone` asks for."""
+    batches = list(islice(trainer.stream.epoch(1), 2 * updates))
+    stepped(trainer, batches[:updates])
+    found = speed(trainer, stepped, batches[updates:])
+    return {"speed": found, "loss": trainer.window.read()["loss"]}
+
+
+def memory_row(arguments: argparse.Namespace) -> str:
+    text, keep, release = MEMORY
+    turns = [(alone(keep, arguments), alone(release, arguments)) for _ in range(arguments.rounds)]
+    losses = [side["loss"] for turn in turns for side in turn]
+    assert max(losses) - min(losses) <= 1e-3 * abs(losses[0]), f"{text}: losses differ: {losses}"
+    return row(text, [on["speed"] for on, _ in turns], [off["speed"] for _, off in turns])
+
+
+# --- translation
+
+
+def setting_of(trainer: Trainer, beam: int, precision: str, sentences: int) -> Setting:
+    """The trainer's model, and the first pairs of its text."""
+    corpus = trainer.stream.corpus  # type: ignore[attr-defined]
+    chosen = map(corpus.pair, range(min(sentences, len(corpus.source_lengths))))
+    pairs = [(list(map(int, source)), list(map(int, target))) for source, target in chosen]
+    return Setting(trainer.model, pairs, beam, precision)
+
+
+def translation_row(lever: lever_translation.Lever, setting: Setting, rounds: int) -> str:
+    """Check a lever, then time it."""
+    if why := lever.missing(setting):
+        return untried(lever.text, why)
+    lever_translation.check(lever, setting)
+    with lever.both():
+        on, off = lever.tasks(setting)
+
+        def timed(task: Task, switch: lever_translation.Switch) -> float:
+            with switch():
+                begin = time.perf_counter()
+                return len(task.run()) / (time.perf_counter() - begin)
+
+        found = alternating(lambda: timed(on, nullcontext), lambda: timed(off, lever.off), rounds)
+    return row(lever.text, *found)
+
+
+def translation_rows(setting: Setting, rounds: int) -> Iterator[str]:
+    for lever in lever_translation.LEVERS.values():
+        yield translation_row(lever, setting, rounds)
+
+
+# --- the command
+
+
+def rows_of(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
+    training = arguments.task == "train"
+    precision = arguments.precision if training else "auto"
+    trainer = trainer_of(arguments.shape, folder, arguments.config, arguments.threads, precision)
+    if training:
+        yield from training_rows(trainer, arguments.updates, arguments.rounds)
+        yield memory_row(arguments)
+    else:
+        setting = setting_of(trainer, arguments.beam, arguments.precision, arguments.sentences)
+        yield from translation_rows(setting, arguments.rounds)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--task", choices=UNITS, default="train")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "multi30k.yaml")
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--precision", choices=IDLE, default="auto")
-    parser.add_argument("--updates", type=int, default=8, help="of a round")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of either task's products")
+    parser.add_argument("--updates", type=int, default=8, help="of a round of training")
+    parser.add_argument("--sentences", type=int, default=500, help="of a round of translation")
+    parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write", type=Path, help="a Markdown file for the table (default: print it)")
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--release", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.task == "train" and arguments.precision == "int8":
+        parser.error("nothing is trained in int8")
     if not arguments.release:
         keep_freed_memory()
-    lines = ["| lever | ratio | of rounds | tokens/s with | without |", "|---|---:|---|---:|---:|"]
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(
-            arguments.shape, Path(folder), arguments.config, arguments.threads, arguments.precision
-        )
+    unit = UNITS[arguments.task]
+    lines = [f"| lever | ratio | of rounds | {unit} with | without |", "|---|---:|---|---:|---:|"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         if arguments.keep or arguments.release:
-            batches = list(islice(trainer.stream.epoch(1), 2 * arguments.updates))
-            speed(trainer, batches[: arguments.updates])
-            print(json.dumps(speed(trainer, batches[arguments.updates :])))
+            options = arguments.config, arguments.threads, arguments.precision
+            print(json.dumps(one_speed(trainer_of(arguments.shape, folder, *options), arguments.updates)))
             return
-        for found in measure(trainer, arguments.updates, arguments.rounds):
-            lines.append(row(*found))
-            say(lines[-1])
-    text, keep, release = MEMORY
-    turns = [(alone(keep, arguments), alone(release, arguments)) for _ in range(arguments.rounds)]
-    lines.append(row(text, [on for on, _ in turns], [off for _, off in turns]))
+        for line in rows_of(arguments, folder):
+            say(line)
+            lines.append(line)
+            if arguments.write is not None:  # at each row: an interrupted measurement loses none
+                arguments.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if arguments.write is None:
         print("\n".join(lines))
-    else:
-        arguments.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from transformer.core.errors import ConfigError
+from transformer.speed.ceilings import Ceilings
 from transformer.speed.random_text import random_corpus, random_trainer
 from transformer.speed.timeline import ATTENTION, Timeline
 
@@ -48,6 +49,50 @@ def test_a_wrong_number_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     told = capsys.readouterr().out
     assert told.count("WRONG") == 2
     assert "no time was left" in told
+
+
+ROW = {"placement": "pre", "norm": "layer", "way": "plain"}
+
+
+@pytest.mark.parametrize(("where", "rows"), [("speed", 0), ("training", 1)])
+def test_an_error_nobody_thought_of_loses_nothing_that_was_measured(
+    where: str,
+    rows: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: object) -> dict[str, Any]:
+        raise ZeroDivisionError("of a kernel")
+
+    monkeypatch.setattr(gpu, "correctness", lambda *_, **__: iter([{**ROW, "skipped": "here"}] * 3))
+    monkeypatch.setattr(gpu, "measure_ceilings", lambda *_, **__: Ceilings({"bfloat16": 1e12}, 1e11))
+    monkeypatch.setattr(gpu, "speed", lambda *_: {"skipped": "here"})
+    monkeypatch.setattr(gpu, where, fails)
+    assert gpu.main([*TINY, "--json", str(tmp_path / "gpu.json")]) == 1
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["error"] == "ZeroDivisionError: of a kernel"
+    assert [len(found["correctness"]), len(found["speed"])] == [3, rows]
+    out, err = capsys.readouterr()
+    assert "## Correctness" in out
+    assert "limit and peak: products at" in out
+    assert out.count("| tiny |") == rows
+    assert "Speed, compiled" not in out
+    assert out.rstrip().endswith("ZeroDivisionError: of a kernel")
+    assert "in fails" in err, "the traceback, for whoever mends it"
+
+
+def test_a_section_is_written_before_the_next_one_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, found, seen = tmp_path / "gpu.json", {"done": 0}, []
+
+    def work() -> None:
+        seen.append((capsys.readouterr().out, json.loads(file.read_text()) if file.exists() else None))
+        found["done"] += 1
+
+    assert gpu.in_turn([(work, lambda found: f"done {found['done']}")] * 2, found, file)
+    assert seen == [("", None), ("done 1\n\n", {"done": 1})]
 
 
 def test_a_training_and_its_clock() -> None:

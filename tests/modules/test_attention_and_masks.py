@@ -115,8 +115,20 @@ def test_dropout_has_no_pattern_between_neighbours() -> None:
     torch.testing.assert_close(codes, torch.full((16,), 1 / 16), atol=0.005, rtol=0)
 
 
+@pytest.mark.parametrize("p", [2**-19, 1 - 2**-19])
+def test_dropout_is_right_where_sixteen_bits_cannot_tell_p(p: float) -> None:
+    """Rounded to a multiple of 2**-16 these would be 0 and 1."""
+    torch.manual_seed(3)
+    x = torch.ones(1 << 22)
+    y = Dropout(p)(x)
+    rare = int((y != 0).sum()) if p > 0.5 else int((y == 0).sum())
+    assert rare == pytest.approx(8, abs=5 * math.sqrt(8))
+    assert rare > 0
+    torch.testing.assert_close(y[y != 0].unique(), torch.tensor([1 / (1 - p)]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("p", [1e-9, 1 / 65536, 0.1, 0.75, 1 - 1e-9])
+@pytest.mark.parametrize("p", [1 / 65536, 0.1, 0.75, 65535 / 65536])
 def test_dropout_keeps_what_its_sixteen_bits_say(p: float, dtype: torch.dtype) -> None:
     """The same draws, compared one by one in whole numbers: those below p 65536 are dropped."""
     x = torch.randn(4_001, dtype=dtype, requires_grad=True)
@@ -124,7 +136,7 @@ def test_dropout_keeps_what_its_sixteen_bits_say(p: float, dtype: torch.dtype) -
     y = Dropout(p)(x)
     torch.manual_seed(5)
     bits = torch.empty(1_001, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:4_001].int()
-    levels = min(round(p * 65536), 65535)
+    levels = round(p * 65536)
     keep = bits + 32768 >= levels
     scale = 65536 / (65536 - levels)
     assert torch.equal(y, torch.where(keep, x, 0) * scale)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from transformer import Transformer
@@ -59,6 +61,69 @@ def test_products_of_every_shape_are_right(rows: int, terms: int, columns: int) 
     x, weight = (torch.randint(-126, 127, size).float() for size in ((rows, terms), (columns, terms)))
     x[:, 0] = weight[:, 0] = 127
     torch.testing.assert_close(int8_product(weight, None)(x), x @ weight.T, rtol=1e-6, atol=0)
+
+
+LARGEST = float(torch.finfo(torch.float32).max)
+
+
+@needed
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.lists(st.floats(-37, 38.53), min_size=1, max_size=4),
+    columns=st.lists(st.floats(-37, 31), min_size=1, max_size=4),
+    terms=st.integers(1, 9),
+    bias=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_rows_of_any_magnitude_give_the_right_number(
+    rows: list[float], columns: list[float], terms: int, bias: bool, seed: int
+) -> None:
+    """Magnitudes 10**rows and 10**columns; a number too large for float32 is infinite, with its sign."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(powers: list[float]) -> torch.Tensor:
+        drawn = torch.rand(len(powers), terms, generator=generator, dtype=torch.float64) * 2 - 1
+        drawn[:, 0] = 1
+        return (
+            (drawn * 10 ** torch.tensor(powers, dtype=torch.float64)[:, None])
+            .float()
+            .clamp(-LARGEST, LARGEST)
+        )
+
+    x, weight = matrix(rows), matrix(columns)
+    shift = torch.randn(len(weight), generator=generator) if bias else None
+    ours = int8_product(weight, shift)(x).double()
+    (x_whole, x_scales), (w_whole, w_scales) = rounded(x), rounded(weight)
+    expected = x_whole.double() @ w_whole.double().T * x_scales.double() * w_scales.double().T
+    expected = expected if shift is None else expected + shift.double()
+    right = (ours - expected).abs() <= 1e-6 * (expected.abs() + (0 if shift is None else 9)) + 1e-44
+    beyond = (expected.abs() > LARGEST * (1 - 1e-6)) & (ours == expected.sign() * torch.inf)
+    assert (right | beyond).all()
+
+
+@needed
+@settings(max_examples=50, deadline=None)
+@given(row=st.floats(-35, 38.53), column=st.floats(31, 38.53))
+def test_of_weights_beyond_reason_a_number_is_right_or_infinite(row: float, column: float) -> None:
+    """Rows below 1.5e-36 have steps of the smallest normal number, which are too large for them."""
+    x, weight = (
+        torch.tensor([[10.0**power, -(10.0**power) / 3]]).clamp(-LARGEST, LARGEST) for power in (row, column)
+    )
+    made = int8_product(weight, None)(x).item()
+    expected = 10.0 ** min(row, 38.532) * 10.0 ** min(column, 38.532) * (1 + 1 / 9)
+    assert made == torch.inf or made == pytest.approx(expected, rel=0.02)
+
+
+@needed
+@pytest.mark.parametrize("terms", [133_144, 133_145, 300_000])
+def test_a_sum_of_any_length_does_not_overflow(terms: int) -> None:
+    """All 127 of one sign: 133,145 of their products are more than 32 bits hold."""
+    x = torch.ones(3, terms)
+    x[1, ::2] = -1
+    weight = torch.ones(2, terms)
+    weight[1] = -1
+    made = int8_product(weight, None)(x)
+    torch.testing.assert_close(made, x @ weight.T, rtol=1e-6, atol=0)
 
 
 @needed

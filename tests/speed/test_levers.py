@@ -1,54 +1,232 @@
-"""benchmarks/levers.py: with a lever off, the training is the same, only slower."""
+"""benchmarks/levers.py: with a lever off, training and translation are the same, only slower."""
 
 from __future__ import annotations
 
-import runpy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch import Tensor
 
-ROOT = Path(__file__).parents[2]
-LEVERS = runpy.run_path(str(ROOT / "benchmarks" / "levers.py"))
+from benchmarks import lever_training, lever_translation, levers
+from transformer.decoding.cache import DecoderCache
+from transformer.model.transformer import Transformer
+from transformer.training.trainer import Trainer
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+class AsItIs:
+    """In place of a compiled model, which takes long to make; what compiling does is tested elsewhere."""
+
+    calls = 0
+
+    def __init__(self, model: Transformer, backend: str) -> None:
+        self.model = model
+
+    def __call__(self, source: Tensor, target_in: Tensor) -> Tensor:
+        AsItIs.calls += 1
+        return self.model.hidden(source, target_in)
+
+
+@pytest.fixture(scope="module", params=["auto", "float32"])
+def trainer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
+    yield levers.trainer_of("tiny", tmp_path_factory.mktemp("run"), DEMO, 1, request.param)
+    lever_training.compiled_once.cache_clear()
+
+
+def batches_of(trainer: Trainer, number: int = 2) -> list[Any]:
+    return list(islice(trainer.stream.epoch(1), number))
+
+
+def test_the_training_has_the_precision_that_was_asked_for(trainer: Trainer) -> None:
+    assert trainer.config.precision == "float32" or trainer.passes.dtype in lever_training.NEAR
+
+
+@pytest.mark.parametrize("name", lever_training.LEVERS)
+def test_every_lever_of_training_is_checked_and_timed(
+    name: str, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lever = lever_training.LEVERS[name]
+    if trainer.passes.dtype in lever.idle:
+        pytest.skip("nothing to switch")
+    monkeypatch.setattr(lever_training, "Compiled", AsItIs)
+    monkeypatch.setattr(AsItIs, "calls", 0)
+    weights = trainer.model.output_weight.detach().clone()
+    lever_training.check(trainer, lever, batches_of(trainer))
+    assert torch.equal(weights, trainer.model.output_weight), "a check leaves nothing behind"
+    made = levers.training_row(trainer, lever, batches_of(trainer, 1), rounds=1)
+    assert made.startswith(f"| {lever.text} | ")
+    assert made.count("|") == 6
+    assert "not measured" not in made or lever.missing()
+    assert AsItIs.calls == (4 if name == "compile" else 0), "two checks, and two rounds"
+
+
+def test_every_row_of_training_is_there(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levers, "training_row", lambda _, lever, *__: lever.text)
+    monkeypatch.setattr(levers, "speed", lambda *_: 1.0)
+    rows = list(levers.training_rows(trainer, updates=1, rounds=1))
+    idle = [lever.text for lever in lever_training.LEVERS.values() if trainer.passes.dtype in lever.idle]
+    texts = [lever.text for lever in lever_training.LEVERS.values() if lever.text not in idle]
+    assert rows[:-1] == texts
+    assert rows[-1] == f"| {lever_training.BUCKETS} | 1.00 | 1.00 to 1.00 | 1 | 1 |"
+
+
+def halved(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    loss, nll = lever_training.naive_loss(hidden, weight, targets, smoothing)
+    return loss / 2, nll
+
+
+def no_update(trainer: Trainer) -> AbstractContextManager[object]:
+    return patch.object(type(trainer.optimizer), "step", lambda self: None)
+
+
+@pytest.mark.parametrize(
+    ("off", "complaint"),
+    [(lever_training.instead_of_loss(halved), "gradients differ"), (no_update, "an update differs")],
+)
+def test_a_way_that_computes_something_else_is_not_timed(
+    off: Any, complaint: str, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "config", trainer.config.model_copy(update={"clip": 0.0}))
+    with pytest.raises(AssertionError, match=f"wrong: {complaint}"):
+        levers.training_row(trainer, lever_training.Lever("wrong", off), batches_of(trainer), 1)
+
+
+def test_pairs_in_random_order_are_the_same_pairs(trainer: Trainer) -> None:
+    batches = batches_of(trainer, 3)
+    other = lever_training.in_random_order(batches, 256)
+    assert sum(batch.target_tokens for batch in other) == sum(batch.target_tokens for batch in batches)
+    assert max(batch.target_out.numel() for batch in other) <= 256
+
+
+def test_batches_made_when_asked_are_those_made_ahead(trainer: Trainer) -> None:
+    ahead = list(islice(lever_training.endless(trainer.stream), 3))
+    with lever_training.made_when_asked(trainer):
+        asked = list(islice(lever_training.endless(trainer.stream), 3))
+    lever_training.endless.cache_clear()
+    for one, other in zip(ahead, asked, strict=True):
+        assert torch.equal(one.source, other.source)
+        assert torch.equal(one.target_out, other.target_out)
+
+
+def test_probe_and_log_are_read_at_each_update_with_the_lever_off(trainer: Trainer) -> None:
+    lever, lines = lever_training.LEVERS["due"], []
+    trainer.progress.update = 1
+    with (
+        lever.both(trainer),
+        patch.object(trainer.logbook, "training", lambda *_: lines.append("log")),
+        patch.object(trainer.logbook, "probe", lambda *_: lines.append("probe")),
+    ):
+        lever.run(trainer, batches_of(trainer))
+        assert lines == []
+        with lever.off(trainer):
+            lever.run(trainer, batches_of(trainer))
+    assert lines == ["probe", "log"] * 2
+
+
+# --- translation
 
 
 @pytest.fixture
-def trainer(tmp_path: Path) -> object:
-    return LEVERS["trainer_of"]("tiny", tmp_path, ROOT / "configs" / "demo.yaml", 1)
+def setting(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> lever_translation.Setting:
+    monkeypatch.setattr(lever_translation, "CHECKED", 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    return levers.setting_of(trainer, 3, str(trainer.config.precision), 12)
 
 
-@pytest.mark.parametrize("precision", ["auto", "float32"])
-def test_the_training_has_the_precision_that_was_asked_for(precision: str, tmp_path: Path) -> None:
-    trainer = LEVERS["trainer_of"]("tiny", tmp_path, ROOT / "configs" / "demo.yaml", 1, precision)
-    assert trainer.config.precision == precision
+@pytest.mark.parametrize("name", lever_translation.LEVERS)
+def test_every_lever_of_translation_is_checked_and_timed(
+    name: str, setting: lever_translation.Setting
+) -> None:
+    lever = lever_translation.LEVERS[name]
+    made = levers.translation_row(lever, setting, rounds=1)
+    assert made.startswith(f"| {lever.text} | ")
+    assert made.count("|") == 6
+    assert "not measured" not in made or lever.missing(setting)
 
 
-def test_every_lever_is_measured(trainer: object) -> None:
-    rows = [LEVERS["row"](*found) for found in LEVERS["measure"](trainer, updates=1, rounds=1)]
-    assert len(rows) == len(LEVERS["LEVERS"])  # one more, and one that does nothing in bf16
-    assert all(row.count("|") == 6 and "nan" not in row for row in rows)
+@pytest.mark.parametrize("name", ["shared", "leaving"])
+def test_off_it_is_off(name: str, setting: lever_translation.Setting) -> None:
+    """The rows that cross-attention's keys have, step by step, as the cache tells them."""
+    lever, seen = lever_translation.LEVERS[name], []
+    select = DecoderCache.select
+
+    def told(self: DecoderCache, rows: Tensor) -> Tensor | None:
+        kept = select(self, rows)
+        seen.append((self.gathered is not None, self.sentences))
+        return kept
+
+    found = []
+    for switch in (nullcontext, lever.off):
+        seen.clear()
+        with patch.object(DecoderCache, "select", told), lever_translation.one_batch_at_a_time(), switch():
+            setting.task().run()
+        gathered, sentences = zip(*seen, strict=True)
+        found.append(any(gathered[:1]) if name == "shared" else len(set(sentences)) > 1)
+    assert found == ([False, False] if name == "shared" else [True, False])
 
 
-@pytest.mark.parametrize("name", LEVERS["LEVERS"])
-def test_off_it_computes_the_same(name: str, trainer: object) -> None:
-    model, passes = trainer.model, trainer.passes  # type: ignore[attr-defined]
-    model.eval()  # dropout draws other numbers by design
-    batches = list(islice(trainer.stream.epoch(1), 1))  # type: ignore[attr-defined]
-    _, loss, nll = passes.run(batches, 1)
-    gradient = model.output_weight.grad.clone()
-    model.zero_grad()
-    with LEVERS["LEVERS"][name][1](trainer):
-        _, other_loss, other_nll = passes.run(batches, 1)
-    torch.testing.assert_close(
-        torch.stack([loss, nll]), torch.stack([other_loss, other_nll]), rtol=2e-3, atol=0
-    )
-    difference = (model.output_weight.grad - gradient).norm() / gradient.norm()
-    assert difference < 0.02
+def test_a_lever_without_use_says_why(setting: lever_translation.Setting) -> None:
+    alone = lever_translation.Setting(setting.model, setting.pairs, 1, "float32")
+    made = levers.translation_row(lever_translation.LEVERS["shared"], alone, 1)
+    assert "not measured: beam 1 has one row for a sentence" in made
 
 
-def test_pairs_in_random_order_are_the_same_pairs(trainer: object) -> None:
-    batches = list(islice(trainer.stream.epoch(1), 3))  # type: ignore[attr-defined]
-    other = LEVERS["in_random_order"](batches, 256)
-    assert sum(batch.target_tokens for batch in other) == sum(batch.target_tokens for batch in batches)
-    assert max(batch.target_out.numel() for batch in other) <= 256
+@contextmanager
+def other_weights(setting: lever_translation.Setting) -> Iterator[None]:
+    weight = setting.model.output_weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(1.5)
+    yield
+    with torch.no_grad():
+        weight.copy_(before)
+
+
+def by_smallest(values: Tensor, k: int) -> Any:
+    return (-values.masked_fill(values.isinf(), 1e9)).topk(k, dim=1)
+
+
+@pytest.mark.parametrize("wrong", ["weights", "worst"])
+def test_a_way_that_finds_something_else_is_not_timed(wrong: str, setting: lever_translation.Setting) -> None:
+    def off() -> AbstractContextManager[object]:
+        if wrong == "weights":
+            return patch.object(lever_translation.Task, "run", run_with_others)
+        return patch.object(lever_translation.ranking_module, "_topk", backwards)
+
+    run = lever_translation.Task.run
+
+    def run_with_others(self: lever_translation.Task, lines: int | None = None) -> Sequence[Any]:
+        with other_weights(setting):
+            return run(self, lines)
+
+    def backwards(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        _, indices = by_smallest(values, k)
+        return values.gather(1, indices), indices
+
+    with pytest.raises(AssertionError, match="wrong: log p"):
+        lever_translation.check(lever_translation.Lever("wrong", off), setting)
+
+
+def test_the_command_prints_a_table_and_keeps_each_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows(*_: object) -> Iterator[str]:
+        yield "| one | 1.00 | 1.00 to 1.00 | 1 | 1 |"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(levers, "rows_of", rows)
+    monkeypatch.setattr(levers, "keep_freed_memory", lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        levers.main(["--task", "translate", "--shape", "tiny", "--write", str(tmp_path / "table.md")])
+    assert (tmp_path / "table.md").read_text().splitlines()[0].endswith("| sentences/s with | without |")
+    assert "| one | 1.00" in (tmp_path / "table.md").read_text()
+    with pytest.raises(SystemExit):
+        levers.main(["--precision", "int8"])
+    assert "nothing is trained in int8" in capsys.readouterr().err

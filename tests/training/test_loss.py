@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from transformer.core.special import PAD
 from transformer.training import loss as loss_module
@@ -143,3 +144,28 @@ def test_no_gradient_is_formed_where_none_is_recorded(context: Any, monkeypatch:
         found = sequence_loss(hidden, weight, targets, 0.1)
     assert len(products) == 1  # the logits
     torch.testing.assert_close(found, tuple(each.detach() for each in expected))
+
+
+class Made(TorchDispatchMode):
+    """Elements of the largest buffer that is made without being written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.new_empty.default, torch.ops.aten.empty.memory_format):
+            self.largest = max(self.largest, made.numel())
+        return made
+
+
+@pytest.mark.parametrize(("dtype", "rooms"), [(torch.float32, 1), (torch.bfloat16, 2)])
+def test_logits_get_room_of_their_own_only_where_they_are_converted(dtype: torch.dtype, rooms: int) -> None:
+    hidden, weight, targets = problem(torch.float32)
+    with Made() as made, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        sequence_loss(hidden, weight, targets)
+    scored = int((targets != PAD).sum())
+    assert made.largest == rooms * scored * V

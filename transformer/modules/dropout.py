@@ -2,7 +2,7 @@
 
 On a CPU torch draws one double per element, which takes longer than the layer the mask is for.
 16 random bits an element decide as well: p is rounded to k / 65536, and the scale is that of the
-rounded p, so the expectation is exact.
+rounded p, so the expectation is exact. A p that this would round to 0 or to 1 is left to torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Drop(torch.autograd.Function):
         words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
         bits = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
         least = levels - _LEVELS // 2  # the least that is kept
-        keep = bits.clamp_(least - 1, least).sub_(least - 1) if levels else torch.ones_like(bits)
+        keep = bits.clamp_(least - 1, least).sub_(least - 1)
         ctx.save_for_backward(keep.to(torch.uint8))
         ctx.scale = _LEVELS / (_LEVELS - levels)
         return keep.to(x.dtype).mul_(x).mul_(ctx.scale)
@@ -53,10 +53,10 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return F.dropout(x, self.p)
         levels = round(self.p * _LEVELS)
-        dropped: Tensor = _Drop.apply(x, min(levels, _LEVELS - 1))  # type: ignore[no-untyped-call]
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < levels < _LEVELS:
+            return F.dropout(x, self.p)
+        dropped: Tensor = _Drop.apply(x, levels)  # type: ignore[no-untyped-call]
         return dropped
 
     def extra_repr(self) -> str:

@@ -14,29 +14,38 @@ import torch
 from torch import Tensor
 
 _LARGEST = 127
-_TERMS = (2**31 - 1) // _LARGEST**2  # of a sum that fits into 32 bits whatever the numbers
+_TERMS = (2**31 - 1) // _LARGEST**2  # of a sum that fits into 32 bits whatever the numbers: 133,144
 
 
 def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """Of W (out, in) and b (out), as they are now: X (..., in) -> X W^T + b (..., out) in float32.
 
-    Not finite where a row of x is not.
+    Not finite where a row of x is not. A row of x may be as large as float32 goes: infinite are numbers that
+    float32 does not hold, and perhaps those of a row of W with magnitudes above 1e31, as its scale is
+    multiplied by first.
     """
-    assert weight.shape[1] <= _TERMS, "a sum of so many terms may not fit into 32 bits"
     whole, of_columns = rounded(weight.detach())
     transposed, of_columns = whole.T, of_columns.squeeze(1)
     bias = None if bias is None else bias.detach().clone()
 
     def product(x: Tensor) -> Tensor:
         rows, of_rows = rounded(x.reshape(-1, x.shape[-1]))
-        made = _whole_product(rows, transposed).float().mul_(of_rows)
+        made = _sums(rows, transposed).mul_(of_columns)
         if bias is None:
-            made *= of_columns
+            made *= of_rows
         else:
-            torch.addcmul(bias, made, of_columns, out=made)
+            torch.addcmul(bias, made, of_rows, out=made)
         return made.view(*x.shape[:-1], len(whole))
 
     return product
+
+
+def _sums(rows: Tensor, columns: Tensor) -> Tensor:
+    """Sums (R, N) in float32, rounded once, of int8 (R, K) and (K, N); 32 bits hold some of K at a time."""
+    if rows.shape[1] <= _TERMS:
+        return _whole_product(rows, columns).float()
+    parts = zip(torch.split(rows, _TERMS, 1), torch.split(columns, _TERMS), strict=True)
+    return torch.stack([_whole_product(*part) for part in parts]).sum(0).float()  # of int32: in int64
 
 
 def _whole_product(rows: Tensor, columns: Tensor) -> Tensor:
@@ -45,7 +54,10 @@ def _whole_product(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """X (R, N) -> int8 (R, N) and the scales (R, 1) that they are to be multiplied by."""
+    """X (R, N) -> int8 (R, N) and the scales (R, 1) that they are to be multiplied by.
+
+    No scale is below the smallest normal number: of rows below 1.5e-36 the largest magnitude is not 127.
+    """
     tiny = torch.finfo(torch.float32).tiny
     scales = x.abs().amax(-1, keepdim=True).clamp_min_(tiny * _LARGEST).div_(_LARGEST)
     return (x / scales).round_().to(torch.int8), scales

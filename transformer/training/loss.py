@@ -131,7 +131,8 @@ def _in_chunks(
     log_sum, target_logit = inputs.new_empty(2, len(inputs)).unbind()
     rows_gradient = torch.empty_like(inputs) if wants_rows else None
     weight_gradient = torch.zeros_like(matrix) if wants_weight else None
-    wide, softmax = inputs.new_empty(2, chunk, len(matrix)).unbind()
+    converted = chunk if product != exact else 0  # else logits and softmax need no room of their own
+    wide, softmax = inputs.new_empty(2, converted, len(matrix)).unbind()
     kept = low.new_empty(group, len(matrix))
     for first in range(0, len(inputs), max(group, 1)):
         rows = slice(first, first + group)

@@ -1,0 +1,356 @@
+"""The switches of what makes training fast: `python benchmarks/levers.py`."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from itertools import count, islice
+from typing import Any, TypeAlias
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+
+from transformer.core.special import PAD
+from transformer.data.batching import BatchStream, collate
+from transformer.model.transformer import Transformer
+from transformer.modules import attention as attention_module
+from transformer.modules import products as products_module
+from transformer.modules.dropout import Dropout
+from transformer.training import layouts as layouts_module
+from transformer.training import loss as loss_module
+from transformer.training import trainer as trainer_module
+from transformer.training.compilation import Compiled
+from transformer.training.trainer import Trainer
+
+BACKEND = "inductor"  # of torch.compile
+# Norm of the difference over the norm: of gradients, in bf16 and in float32; of what an update adds.
+NEAR = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
+SAME_STEP = 1e-2
+
+Switch: TypeAlias = Callable[[Trainer], AbstractContextManager[object]]
+Run: TypeAlias = Callable[[Trainer, Sequence[Any]], int]
+
+
+def stepped(trainer: Trainer, batches: Sequence[Any]) -> int:
+    """Update on each batch; the target tokens."""
+    for batch in batches:
+        trainer.step([batch])
+    return sum(batch.target_tokens for batch in batches)
+
+
+def streamed(trainer: Trainer, batches: Sequence[Any]) -> int:
+    """Update on as many batches as these are, the trainer's own next ones, which have to be made."""
+    return sum(stepped(trainer, [batch]) for batch in islice(endless(trainer.stream), len(batches)))
+
+
+def watched(trainer: Trainer, batches: Sequence[Any]) -> int:
+    """Update on each batch, and read probe and log where they are due, as `Trainer.fit` does."""
+    for batch in batches:
+        trainer._step([batch])
+        if trainer._due(trainer.config.log_every):
+            trainer.log()
+    return sum(batch.target_tokens for batch in batches)
+
+
+@cache
+def endless(stream: BatchStream) -> Iterator[Any]:
+    """One for each stream, so that batches are made ahead from one round to the next, as in a run."""
+    return (batch for epoch in count(1) for batch in stream.epoch(epoch))
+
+
+def unchanged(trainer: Trainer) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Lever:
+    """What is switched off, and how: `run` is done within `off`, and without it; `both` is around either.
+
+    `idle`: number formats of products in which it changes nothing. `missing` says why it cannot be tried.
+    """
+
+    text: str
+    off: Switch
+    run: Run = stepped
+    both: Switch = unchanged
+    idle: tuple[torch.dtype, ...] = ()
+    missing: Callable[[], str] = str
+
+
+# --- the switches
+
+
+def no_bf16(trainer: Trainer) -> AbstractContextManager[object]:
+    return patch.object(trainer.passes, "dtype", torch.float32)
+
+
+def naive_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """What one would write. The nll without smoothing is not computed."""
+    logits = F.linear(hidden, weight).flatten(0, 1)
+    options: dict[str, Any] = {"ignore_index": PAD, "reduction": "sum", "label_smoothing": smoothing}
+    loss = F.cross_entropy(logits, targets.flatten(), **options)
+    return loss, loss.detach()
+
+
+def torchs_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """What torch has, in chunks, of the same rows; it has no label smoothing there."""
+    assert not smoothing
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    rows, wanted = loss_module._without_padding(hidden.flatten(0, 1), targets.flatten())
+    with torch.autocast(device, enabled=False):
+        loss: Tensor = F.linear_cross_entropy(
+            rows.to(dtype),
+            weight.to(dtype),
+            wanted,
+            reduction="sum",
+            ignore_index=PAD,
+            options=nn.LinearCrossEntropyOptions(),
+        )
+    return loss.float(), loss.detach().float()
+
+
+def has_torchs_loss() -> str:
+    there = hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions")
+    return "" if there else f"torch {torch.__version__} has no linear_cross_entropy in chunks"
+
+
+def instead_of_loss(other: Callable[..., tuple[Tensor, Tensor]]) -> Switch:
+    return lambda trainer: patch.object(layouts_module, "sequence_loss", other)
+
+
+def unsmoothed(trainer: Trainer) -> AbstractContextManager[object]:
+    return patch.object(trainer.layout.losses, "label_smoothing", 0.0)
+
+
+def with_padding(trainer: Trainer) -> AbstractContextManager[object]:
+    return patch.object(loss_module, "_without_padding", lambda rows, targets: (rows, targets))
+
+
+def torch_dropout(trainer: Trainer) -> AbstractContextManager[object]:
+    return patch.object(Dropout, "forward", lambda self, x: F.dropout(x, self.p, self.training))
+
+
+def kernel_attention(trainer: Trainer) -> AbstractContextManager[object]:
+    def attend(
+        query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, dropout: Dropout
+    ) -> Tensor:
+        share = dropout.p if dropout.training else 0.0
+        return F.scaled_dot_product_attention(query, keys, values, mask, share, is_causal=causal)
+
+    return patch.object(attention_module, "attend", attend)
+
+
+def apart(trainer: Trainer) -> AbstractContextManager[object]:
+    def each(self: Any, projections: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+        return [p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projections]
+
+    return patch.object(attention_module.MultiHeadAttention, "_together", each)
+
+
+@contextmanager
+def loop_optimizer(trainer: Trainer) -> Iterator[None]:
+    groups = trainer.optimizer.param_groups
+    before = [(group["fused"], group["foreach"]) for group in groups]
+    for group in groups:
+        group["fused"], group["foreach"] = False, False
+    try:
+        yield
+    finally:
+        for group, (fused, foreach) in zip(groups, before, strict=True):
+            group["fused"], group["foreach"] = fused, foreach
+
+
+@contextmanager
+def read_norm(trainer: Trainer) -> Iterator[None]:
+    """As loops have it: torch's function, whose norm is read as a number at each update."""
+
+    def clipped(gradients: object) -> Tensor:
+        norm = clip_grad_norm_(trainer.parameters, trainer.config.clip or math.inf).item()
+        return torch.tensor(norm, device=trainer.device)
+
+    with (
+        patch.object(trainer_module, "get_total_norm", clipped),
+        patch.object(trainer_module, "clip_grads_with_norm_", lambda *_: None),
+    ):
+        yield
+
+
+def other_products(trainer: Trainer) -> AbstractContextManager[object]:
+    return patch.object(products_module, "_is_for_onednn", lambda x, weight: False)
+
+
+def made_when_asked(trainer: Trainer) -> AbstractContextManager[object]:
+    return patch.object(trainer, "stream", without_thread(trainer.stream))
+
+
+@cache
+def without_thread(stream: BatchStream) -> BatchStream:
+    same = copy.copy(stream)
+    same._prefetch = 0
+    return same
+
+
+@contextmanager
+def at_each_update(trainer: Trainer) -> Iterator[None]:
+    config = trainer.config.model_copy(update={"log_every": 1})
+    with patch.object(trainer, "config", config), patch.object(trainer.monitor, "every", 1):
+        yield
+
+
+def never_stalled(trainer: Trainer) -> AbstractContextManager[object]:
+    """The same few batches again and again are no run to judge."""
+    return patch.object(trainer, "unigram_loss", None)
+
+
+def compiled(trainer: Trainer) -> AbstractContextManager[object]:
+    return patch.object(trainer.passes, "compiled", compiled_once(trainer.model))
+
+
+@cache
+def compiled_once(model: Transformer) -> Compiled:
+    return Compiled(model, BACKEND)
+
+
+BF16, FLOAT32 = torch.bfloat16, torch.float32
+LEVERS: dict[str, Lever] = {
+    "bf16": Lever(
+        "products in bf16, where the hardware is fast at it (against float32)", no_bf16, idle=(FLOAT32,)
+    ),
+    "loss": Lever(
+        "projection and loss in chunks, gradients in forward (against F.linear and F.cross_entropy)",
+        instead_of_loss(naive_loss),
+    ),
+    "torch's loss": Lever(
+        "the same without label smoothing (against torch's linear_cross_entropy in chunks)",
+        instead_of_loss(torchs_loss),
+        both=unsmoothed,
+        missing=has_torchs_loss,
+    ),
+    "scored rows": Lever("only rows that are scored are projected (against padding as well)", with_padding),
+    "dropout": Lever("dropout from 16 random bits (against torch's)", torch_dropout),
+    "attention": Lever(
+        "written-out attention in bf16 training (against torch's kernel)", kernel_attention, idle=(FLOAT32,)
+    ),
+    "projections": Lever("queries, keys and values as one product (against one each)", apart),
+    "products": Lever("large products by oneDNN (against torch's default)", other_products, idle=(BF16,)),
+    "optimizer": Lever("fused Adam (against one tensor after another)", loop_optimizer),
+    "clipping": Lever(
+        "clipping that waits for no number (against clip_grad_norm_ and its norm's .item())", read_norm
+    ),
+    "prefetch": Lever("batches made ahead in a thread (against when asked)", made_when_asked, run=streamed),
+    "due": Lever(
+        "probe and log read when they are due (against at each update)",
+        at_each_update,
+        run=watched,
+        both=never_stalled,
+    ),
+    "compile": Lever("the model as it is (against train.compile)", compiled),
+}
+
+
+# --- do both compute the same?
+
+
+@contextmanager
+def put_back(trainer: Trainer) -> Iterator[None]:
+    """Afterwards the trainer is as it was. Without dropout, which draws other numbers by design."""
+    before = {
+        "model": copy.deepcopy(trainer.model.state_dict()),
+        "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),
+    }
+    progress = copy.deepcopy(trainer.progress)
+    trainer.model.eval()
+    try:
+        yield
+    finally:
+        trainer.model.load_state_dict(before["model"])
+        trainer.optimizer.load_state_dict(before["optimizer"])
+        trainer.progress = progress
+        trainer.window.clear()
+        trainer.monitor.clear()
+        trainer.model.train()
+
+
+def updated(
+    trainer: Trainer, run: Run, batches: Sequence[Any], instead: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Clipped gradients of an update, and what it adds to the weights, by those gradients or by others."""
+    seen: list[Tensor] = []
+    step = trainer.optimizer.step
+
+    def caught() -> None:
+        made = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainer.parameters]
+        seen.append(torch.cat([gradient.flatten() for gradient in made]))
+        if instead is not None:
+            parts = instead.split([p.numel() for p in trainer.parameters])
+            for p, part in zip(trainer.parameters, parts, strict=True):
+                p.grad = part.view_as(p).clone()
+        step()
+
+    def weights() -> Tensor:
+        return torch.cat([p.detach().flatten() for p in trainer.parameters])
+
+    before = weights()
+    with patch.object(trainer.optimizer, "step", caught):
+        run(trainer, batches)
+    (gradients,) = seen
+    return gradients, weights() - before
+
+
+def check(trainer: Trainer, lever: Lever, batches: Sequence[Any]) -> None:
+    """AssertionError unless an update is the same to rounding: its gradients, and what it makes of them."""
+    with lever.both(trainer):
+        with put_back(trainer):
+            gradients, step = updated(trainer, lever.run, batches[:1])
+        with put_back(trainer), lever.off(trainer):
+            others, other_step = updated(trainer, lever.run, batches[:1], gradients)
+    bound = NEAR[trainer.passes.dtype]
+    far = distance(others, gradients)
+    assert far <= bound, f"{lever.text}: gradients differ by {far:.1e}, more than {bound:g}"
+    far = distance(other_step, step)
+    assert far <= SAME_STEP, f"{lever.text}: an update differs by {far:.1e}, more than {SAME_STEP:g}"
+
+
+def distance(other: Tensor, ours: Tensor) -> float:
+    return ((other - ours).norm() / ours.norm()).item()
+
+
+# --- batches of like length, which is no switch but other batches
+
+BUCKETS = "batches of like length (against pairs in random order, cut by the same budget)"
+
+
+def pairs_of(batches: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
+    """All pairs without padding and EOS."""
+    return [
+        ([t for t in source.tolist() if t != PAD][:-1], [t for t in target.tolist() if t != PAD][:-1])
+        for batch in batches
+        for source, target in zip(batch.source, batch.target_out, strict=True)
+    ]
+
+
+def in_random_order(batches: Sequence[Any], budget: int) -> list[Any]:
+    """The same pairs, cut where rows x longest would exceed the budget, without sorting."""
+    pairs = pairs_of(batches)
+    order = np.random.default_rng(1).permutation(len(pairs))
+    made: list[list[int]] = [[]]
+    longest = 0
+    for index in order:
+        grown = max(longest, len(pairs[index][0]) + 1, len(pairs[index][1]) + 1)
+        if made[-1] and grown * (len(made[-1]) + 1) > budget:
+            made.append([])
+            grown = max(len(pairs[index][0]) + 1, len(pairs[index][1]) + 1)
+        made[-1].append(int(index))
+        longest = grown
+    cut = [collate([pairs[i] for i in rows], rows) for rows in made]
+    assert sorted(pairs_of(cut)) == sorted(pairs)
+    return cut

@@ -1,0 +1,234 @@
+"""The switches of what makes translation fast: `python benchmarks/levers.py --task translate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from transformer.core.special import BOS, EOS
+from transformer.decoding import beam as beam_module
+from transformer.decoding import engine as engine_module
+from transformer.decoding import ranking as ranking_module
+from transformer.decoding.cache import DecoderCache
+from transformer.decoding.config import DecodeConfig
+from transformer.decoding.engine import Models
+from transformer.decoding.limits import Limits
+from transformer.decoding.translation import Translation
+from transformer.decoding.translator import Translator
+from transformer.model.packing import can_be_packed
+from transformer.model.transformer import Transformer
+from transformer.modules.int8 import has_int8
+from transformer.modules.precision import resolve_precision
+
+Pair = tuple[list[int], list[int]]  # source and target, without EOS
+Switch = Callable[[], AbstractContextManager[object]]
+# Of log p, relative: a search's own against that of float32 without a cache, and one search's best against
+# the other's.
+NEAR = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.int8: 5e-2}
+CHECKED = 32  # lines
+
+
+class Numbers:
+    """A tokenizer of lines that are ids: text takes no time."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [[int(word) for word in text.split()] for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(self.pieces(ids))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [str(i) for i in ids]
+
+
+class Task(Translator):
+    """The product's translator, but each translation is as long as the reference.
+
+    A model with initial weights knows no lengths; so those of a batch differ as they do in use.
+    """
+
+    def __init__(self, model: Transformer, pairs: Sequence[Pair], beam: int, precision: str) -> None:
+        longest = max(max(len(source), len(target)) for source, target in pairs)
+        options = {"max_length": longest, "max_source_length": longest, "beam": beam, "precision": precision}
+        tokenizers = Numbers(model.source_vocab), Numbers(model.target_vocab)
+        super().__init__([model], *tokenizers, DecodeConfig(**options))  # type: ignore[arg-type]
+        self.lines = [" ".join(map(str, source)) for source, _ in pairs]
+        self.lengths = [len(target) for _, target in pairs]
+
+    def _limits(self, line: Any) -> Limits:
+        return Limits(self.lengths[line.number], self.lengths[line.number])
+
+    def run(self, lines: int | None = None) -> list[Translation]:
+        return list(self.translate(self.lines[:lines]))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of which model, in which way; `dtype` is that of products."""
+
+    model: Transformer
+    pairs: Sequence[Pair]
+    beam: int
+    precision: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return resolve_precision(self.precision, self.model.output_weight.device)  # type: ignore[arg-type]
+
+    def task(self, precision: str | None = None) -> Task:
+        return Task(self.model, self.pairs, self.beam, precision or self.precision)
+
+
+@dataclass(frozen=True)
+class Lever:
+    """What is switched off, and how; `both` is around either side.
+
+    `precisions`: of the side with it and the side without, where that is the lever. `missing` says why it
+    cannot be tried, if so.
+    """
+
+    text: str
+    off: Switch = nullcontext
+    both: Switch = nullcontext
+    precisions: tuple[str | None, str | None] = (None, None)
+    missing: Callable[[Setting], str] = lambda setting: ""
+
+    def tasks(self, setting: Setting) -> tuple[Task, Task]:
+        """With it, and without."""
+        on, off = self.precisions
+        return setting.task(on), setting.task(off)
+
+
+# --- the switches
+
+
+def gathered_per_row() -> AbstractContextManager[object]:
+    """Keys and values of the memory are repeated for each row, whenever rows leave or come."""
+    select = DecoderCache.select
+
+    def and_gather(self: DecoderCache, rows: Tensor) -> Tensor | None:
+        before = self.sentence
+        kept = select(self, rows)
+        if self.gathered is None and not torch.equal(before, self.sentence):
+            self.gathered = self.sentence
+            for layer in self.layers:
+                layer.cross_attention.assign(self.gathered)
+        return kept
+
+    return patch.object(DecoderCache, "select", and_gather)
+
+
+def by_topk() -> AbstractContextManager[object]:
+    return patch.object(ranking_module, "_topk", lambda values, k: values.topk(k, dim=1))
+
+
+def plain_modules() -> AbstractContextManager[object]:
+    return patch.object(engine_module, "can_be_packed", lambda model: False)
+
+
+def one_batch_at_a_time() -> AbstractContextManager[object]:
+    def search_all(self: Models, batches: Sequence[Any], config: DecodeConfig) -> list[Any]:
+        return [self.search(batch, config) for batch in batches]
+
+    return patch.object(Models, "search_all", search_all)
+
+
+def all_stay() -> AbstractContextManager[object]:
+    return patch.object(beam_module, "_LEAVING", 0)
+
+
+# --- what they need
+
+
+def a_beam(setting: Setting) -> str:
+    return "" if setting.beam > 1 else "beam 1 has one row for a sentence"
+
+
+def packing(setting: Setting) -> str:
+    if setting.dtype == torch.int8:
+        return "int8 has no other way"
+    return "" if can_be_packed(setting.model) else "torch has no such kernel here"
+
+
+def threads(setting: Setting) -> str:
+    if not can_be_packed(setting.model):
+        return "torch has no such kernel here"
+    return "" if torch.get_num_threads() > 1 else "it has one thread"
+
+
+def int8(setting: Setting) -> str:
+    return "" if has_int8() and can_be_packed(setting.model) else "torch has no such product here"
+
+
+LEVERS: dict[str, Lever] = {
+    "shared": Lever(
+        "cross-attention's keys and values shared by a sentence's rows (against gathered for each row)",
+        gathered_per_row,
+        missing=a_beam,
+    ),
+    "blocks": Lever("the best of a row by blocks (against topk)", by_topk, missing=a_beam),
+    "packed": Lever(
+        "weights joined and cast once, oneDNN (against plain modules with autocast), a batch at a time",
+        plain_modules,
+        both=one_batch_at_a_time,
+        missing=packing,
+    ),
+    "threads": Lever(
+        "several batches at a time (against all threads on one)", one_batch_at_a_time, missing=threads
+    ),
+    "leaving": Lever("finished sentences leave (against staying to the last)", all_stay, missing=a_beam),
+    "bf16": Lever("bf16 (against float32)", precisions=("bf16", "float32")),
+    "int8": Lever("int8 (against float32)", precisions=("int8", "float32"), missing=int8),
+}
+
+
+# --- do both find the same?
+
+
+@torch.no_grad()
+def log_probability(model: Transformer, source: list[int], target: list[int]) -> float:
+    """Log p(target, EOS | source): float32, no cache, no batch."""
+    logits = model(torch.tensor([[*source, EOS]]), torch.tensor([[BOS, *target]]))[0]
+    wanted = torch.tensor([*target, EOS])
+    return logits.log_softmax(-1).gather(1, wanted[:, None]).sum().item()
+
+
+@contextmanager
+def evaluating(model: Transformer) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    yield
+    model.train(training)
+
+
+def check(lever: Lever, setting: Setting) -> None:
+    """AssertionError unless both ways find translations as good, and tell their log p, to rounding."""
+    means, bounds = [], []
+    with lever.both():
+        for task, switch in zip(lever.tasks(setting), (nullcontext, lever.off), strict=True):
+            with switch():
+                found = task.run(CHECKED)
+            bound = NEAR[task.engine.dtype]  # type: ignore[attr-defined]
+            told, exact = [], []
+            for line, (source, _), length in zip(found, setting.pairs, task.lengths, strict=False):
+                (best,) = line.hypotheses
+                tokens = [int(piece) for piece in best.tokens]
+                assert len(tokens) == length
+                told.append(best.log_probability)
+                with evaluating(setting.model):
+                    exact.append(log_probability(setting.model, source, tokens))
+            wrong = max(abs(one / other - 1) for one, other in zip(told, exact, strict=True))
+            assert wrong <= bound, f"{lever.text}: log p is off by {wrong:.1e}, more than {bound:g}"
+            means.append(sum(exact) / len(exact))
+            bounds.append(bound)
+    apart, bound = abs(means[1] / means[0] - 1), max(bounds)
+    assert apart <= bound, f"{lever.text}: log p of the best differs by {apart:.1e}, more than {bound:g}"
