@@ -18,6 +18,7 @@ from transformer.decoding import ranking as ranking_module
 from transformer.decoding.cache import DecoderCache
 from transformer.decoding.config import DecodeConfig
 from transformer.decoding.engine import Models
+from transformer.decoding.forked import ForkedModels
 from transformer.decoding.limits import Limits
 from transformer.decoding.translation import Translation
 from transformer.decoding.translator import Translator
@@ -60,7 +61,7 @@ class Task(Translator):
         longest = max(max(len(source), len(target)) for source, target in pairs)
         options = {"max_length": longest, "max_source_length": longest, "beam": beam, "precision": precision}
         tokenizers = Numbers(model.source_vocab), Numbers(model.target_vocab)
-        super().__init__([model], *tokenizers, DecodeConfig(**options))  # type: ignore[arg-type]
+        super().__init__([model], *tokenizers, DecodeConfig(**options), fork=True)  # type: ignore[arg-type]
         self.lines = [" ".join(map(str, source)) for source, _ in pairs]
         self.lengths = [len(target) for _, target in pairs]
 
@@ -139,7 +140,11 @@ def one_batch_at_a_time() -> AbstractContextManager[object]:
     def search_all(self: Models, batches: Sequence[Any], config: DecodeConfig) -> list[Any]:
         return [self.search(batch, config) for batch in batches]
 
-    return patch.object(Models, "search_all", search_all)
+    return patch.object(ForkedModels, "search_all", search_all)
+
+
+def on_threads() -> AbstractContextManager[object]:
+    return patch.object(ForkedModels, "search_all", Models.search_all)
 
 
 def all_stay() -> AbstractContextManager[object]:
@@ -185,6 +190,7 @@ LEVERS: dict[str, Lever] = {
     "threads": Lever(
         "several batches at a time (against all threads on one)", one_batch_at_a_time, missing=threads
     ),
+    "processes": Lever("forked processes (against threads)", on_threads, missing=threads),
     "leaving": Lever("finished sentences leave (against staying to the last)", all_stay, missing=a_beam),
     "bf16": Lever("bf16 (against float32)", precisions=("bf16", "float32")),
     "int8": Lever("int8 (against float32)", precisions=("int8", "float32"), missing=int8),

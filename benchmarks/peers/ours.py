@@ -4,7 +4,8 @@ Pre-LN, all embeddings one matrix. Training is what `python train.py` runs, pref
 TensorBoard included; it starts from raw text and an empty cache. `--variant float32` sets the precision of
 training and translation, which is `auto` otherwise: bf16 where the hardware is fast at it. `--variant int8`
 translates with 8-bit products. A translation always ends in an EOS that is computed as well: it is forced to
-15 pieces and its EOS, so that it takes sixteen steps as the others' do.
+15 pieces and its EOS, so that it takes sixteen steps as the others' do. Translation forks a process for each
+thread; `memory` is that of all of them, what they share counted for each.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from transformer.core.special import EOS
 from transformer.data.batching import Batch
 from transformer.decoding.config import DecodeConfig
 from transformer.decoding.engine import Models, Request
+from transformer.decoding.forked import ForkedModels
 from transformer.decoding.limits import Limits
 from transformer.model.cost import cost_of
 from transformer.modules.precision import InferencePrecision, resolve_precision
 from transformer.speed.ceilings import measure_ceilings, name_of
+from transformer.speed.process import peak_memory
 from transformer.speed.work import training_work, translation_work
 from transformer.training.memory import keep_freed_memory
 from transformer.training.passes import Passes
@@ -146,7 +149,7 @@ def translate(task: Task) -> dict[str, Any]:
     torch.set_num_threads(task.threads)
     keep_freed_memory()
     model = load_run(task.model / "run").model
-    engine = Models([model], PRECISIONS[task.variant])
+    engine = ForkedModels([model], PRECISIONS[task.variant])
     batches = text.test_batches(task.data)
     lengths = [len(ids) + 1 for batch in batches for ids in batch]
     found = translated(
@@ -154,6 +157,7 @@ def translate(task: Task) -> dict[str, Any]:
         lambda beam: search(engine, batches[:1], beam),
         len(lengths),
     )
+    found["peak_bytes"] = peak_memory(CPU, forked=task.threads if task.threads > 1 else 0)
     return {**found, "limits": translation_limits(task, model, lengths, engine.dtype)}
 
 

@@ -131,13 +131,14 @@ def _translate(config: Config, path: Path, device: torch.device, arguments: Name
     lines = _text(config, arguments.input)[: arguments.lines]
     beams = [number_of("--beams", item) for item in items_of(arguments.beams)]
     translators = [
-        Translator([model], *tokenizers, forced(config.decode, beam, arguments.length), device)
+        Translator([model], *tokenizers, forced(config.decode, beam, arguments.length), device, fork=True)
         for beam in beams
     ]
     began = age()
     cost = cost_of(config.model, tokenizers[0].size, tokenizers[1].size)
     found = measure_translation(translators, lines, arguments.rounds)
-    memory = peak_memory(device)
+    threads = torch.get_num_threads()
+    memory = peak_memory(device, forked=threads if threads > 1 else 0)
     ceilings = measure_ceilings(device, [dtype])
     rows = []
     for speed in found:

@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device, forked: int = 0) -> int:
     """Bytes: the most that a CUDA device's tensors held, or that this process had in memory.
+
+    `forked` processes that have ended add at most what is said: what they share counts for each.
 
     Linux's `ru_maxrss` begins with what the process had that started this one; its status file does not.
     """
@@ -21,9 +23,13 @@ def peak_memory(device: torch.device) -> int:
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            return int(line.split()[1]) * 1024 + forked * _largest(resource.RUSAGE_CHILDREN)
+    return _largest(resource.RUSAGE_SELF)
+
+
+def _largest(who: int) -> int:
+    """`ru_maxrss` in bytes."""
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def age() -> float | None:
