@@ -302,11 +302,11 @@ def test_a_model_of_them_decodes_the_same_with_and_without_a_cache(norm: Any, pl
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])  # the second captures the backward pass too
 @pytest.mark.parametrize("norm", CAPTURED, ids=str)
 def test_a_model_of_them_is_captured_whole(norm: Any, backend: str) -> None:
-    model = small(norm, encoder_layers=1, decoder_layers=1)
+    model = small(norm, encoder_layers=1, decoder_layers=1).double()
     twin = copy.deepcopy(model)
     captured = torch.compile(twin, fullgraph=True, backend=backend)
     for training in (True, True, False):
-        upstream = torch.randn(3, 5, 19)
+        upstream = torch.randn(3, 5, 19, dtype=torch.float64)
         for each, call in ((model, model), (twin, captured)):
             each.train(training)
             (call(SOURCE, TARGET) * upstream).sum().backward()
