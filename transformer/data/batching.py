@@ -171,6 +171,10 @@ class BatchStream:
         batches = (self._batch(epoch, self._share.of(plan[k])) for k in range(start, len(plan)))
         return _ahead(batches, self._prefetch) if self._prefetch else batches
 
+    def undivided(self, epoch: int, number: int) -> Batch:
+        """Batch `number`, from 0, of an epoch, with the rows of all ranks."""
+        return self._batch(epoch, self.plan(epoch)[number])
+
     def _batch(self, epoch: int, indices: NDArray[np.int64]) -> Batch:
         if not len(indices):
             return no_pairs()

@@ -49,7 +49,8 @@ class CorpusWriter:
         self._names = [f"{side}.ids" for side in SIDES] + [f"{side}.text" for side in SIDES if texts]
         self._types = {name: self._dtypes.get(name.partition(".ids")[0], "uint8") for name in self._names}
         # Of each file, as it grows: the offsets begin with a zero.
-        none = {path.name: zlib.crc32(bytes(8 * i)) for n in self._names for i, path in enumerate(self._paths(n))}
+        paths = [path for name in self._names for path in self._paths(name)]
+        none = {path.name: zlib.crc32(bytes(8) if path.suffix == ".offsets" else b"") for path in paths}
         self._ends, self._sums, self.report = self._state() or (dict.fromkeys(self._names, 0), none, report)
         self._stack = ExitStack()
         self._files = {name: self._open(name) for name in self._names}

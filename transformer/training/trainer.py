@@ -255,10 +255,8 @@ class Trainer:
         try:
             self.step(micro_batches)
         except (IndexError, RuntimeError) as error:
-            update = self.progress.update + 1
-            if self.ranks.size > 1:
-                raise self.ranks.lost(error, f"update {update:,}") from error
-            blame(error, micro_batches, self.model, self.progress, self.schedule.learning_rate(update))
+            rate = self.schedule.learning_rate(self.progress.update + 1)
+            blame(error, micro_batches, self.model, self.progress, rate, self.ranks)
         if reading := self.monitor.read():
             self.logbook.probe(self.progress.update, reading)
 
