@@ -16,7 +16,7 @@ from transformer.data.batching import collate
 from transformer.modules.qk_norm import QK_NORMS
 from transformer.training.config import TrainConfig
 from transformer.training.layouts import Whole, refusals
-from transformer.training.optimizers import make_optimizer
+from transformer.training.optimizers import OPTIMIZERS, make_optimizer
 from transformer.training.passes import Passes
 from transformer.training.ranks import Processes
 from transformer.training.sharded import Sharded
@@ -35,9 +35,9 @@ def alone() -> Iterator[Processes]:
     distributed.destroy_process_group()
 
 
-def updated(layout: Whole) -> tuple[dict[str, Any], dict[str, Any]]:
+def updated(layout: Whole, config: TrainConfig = CONFIG) -> tuple[dict[str, Any], dict[str, Any]]:
     """Weights and the optimizer's state after an update of two micro-batches."""
-    optimizer = make_optimizer(layout.model, CONFIG)
+    optimizer = make_optimizer(layout.model, config)
     Passes(layout.model, torch.float32, 0.1, 1, layout=layout).run([BATCH, BATCH], update=1)
     optimizer.step()
     return layout.weights(), layout.optimizer_state(optimizer)
@@ -76,3 +76,15 @@ def test_every_placement_and_norm_is_sharded_as_it_is_or_refused_by_name(
     torch.testing.assert_close(sharded.weights(), dict(first), rtol=0, atol=0)
     torch.testing.assert_close(sharded.optimizer_state(optimizer)["state"], moments["state"], rtol=0, atol=0)
     torch.testing.assert_close(sharded.whole(weights).state_dict(), dict(weights), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_takes_slices_or_is_refused_by_name(name: str, alone: Processes) -> None:
+    config = TrainConfig(parallel="fsdp", optimizer=name)
+    model = Transformer(V, V, **SHAPE, norm="scale", seed=1).double()
+    if problems := list(refusals(model, config, 2)):
+        assert [problem.path for problem in problems] == ["train.optimizer"]
+        assert not OPTIMIZERS[name].elementwise
+        return
+    weights, _ = updated(Whole(copy.deepcopy(model), 0.1), config)
+    torch.testing.assert_close(updated(Sharded(model, 0.1, alone), config)[0], weights, rtol=1e-9, atol=1e-9)
