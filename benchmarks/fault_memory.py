@@ -7,9 +7,8 @@ import math
 import shutil
 from pathlib import Path
 
-from fault_trials import EXACT, REFUSED, WORDS, Bench, Row, Running, fault
+from fault_trials import EXACT, REFUSED, SAME, WORDS, Bench, Row, Running, fault
 
-SAME = "went on in parts, the same to rounding"
 OPTIONS = ("train.optimizer=sgd", "train.lr=0.1", "train.schedule=constant", "model.dropout=0") + (
     *("train.batch_tokens=26000", "train.accumulate=1", "train.updates=4", "train.average=0"),
     *("train.validate_every=4", "train.save_every=0", "data.max_length=200", "model.max_length=256"),

@@ -61,6 +61,7 @@ decode: {{beam: 2, max_length: 12}}
 """
 CLOCKS = ("seconds", "tokens_per_second", "target_tokens_per_second", "commit", "command")
 EXACT, REFUSED, ENDED = "went on exactly", "refused with a remedy", "ended as documented"
+SAME = "went on in parts, the same to rounding"
 REMEDIES = (
     "put back",
     "--resume",
@@ -88,7 +89,9 @@ class Row:
     @property
     def bad(self) -> dict[str, int]:
         """Outcomes that may not be."""
-        return {name: count for name, count in self.outcomes.items() if name not in (EXACT, REFUSED, ENDED)}
+        return {
+            name: count for name, count in self.outcomes.items() if name not in (EXACT, REFUSED, ENDED, SAME)
+        }
 
     def add(self, outcome: str, example: str = "") -> None:
         self.outcomes[outcome] += 1
@@ -110,9 +113,7 @@ def fault(name: str) -> Callable[[Fault], Fault]:
     return register
 
 
-def _child(
-    command: str, argv: Sequence[str], said: str, file_limit: int | None, room: int | None
-) -> None:
+def _child(command: str, argv: Sequence[str], said: str, file_limit: int | None, room: int | None) -> None:
     """A process's work: one command of the toolkit, its output in a file."""
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)

@@ -229,6 +229,7 @@ def test_a_flipped_bit_in_any_file_of_the_cache_is_found(
         ("source.ids.values", b"\xff\xff", r"pair \d+ has the source id 65535, and the vocabulary ends at"),
         ("target.ids.values", b"\xff\xff", r"pair \d+ has the target id 65535, and the vocabulary ends at"),
         ("source.ids.offsets", b"\0" * 7 + b"\x80", "bytes at byte"),
+        ("target.text.offsets", b"\xff" * 16, "0 bytes at byte -1 "),
         ("target.ids.values", b"", "are not there"),
         ("source.text.values", b"\xff\xff", "no UTF-8"),
     ],

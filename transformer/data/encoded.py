@@ -94,8 +94,8 @@ class FlatFiles:
         return np.frombuffer(self._read(self._offsets, 8 * (stop + 1 - start), 8 * start), np.int64)
 
     def _read(self, file: int, size: int, place: int) -> bytes:
-        data = os.pread(file, size, place) if min(size, place) >= 0 else b""
-        if len(data) != size:
+        data = os.pread(file, size, place) if min(size, place) >= 0 else None
+        if data is None or len(data) != size:
             changed(self._folder, f"{size:,} bytes at byte {place:,} of a file are not there")
         return data
 
