@@ -9,15 +9,16 @@ from pathlib import Path
 
 from fault_trials import EXACT, REFUSED, SAME, WORDS, Bench, Row, Running, fault
 
-OPTIONS = ("train.optimizer=sgd", "train.lr=0.1", "train.schedule=constant", "model.dropout=0") + (
-    *("train.batch_tokens=26000", "train.accumulate=1", "train.updates=4", "train.average=0"),
-    *("train.validate_every=4", "train.save_every=0", "data.max_length=200", "model.max_length=256"),
-    *("data.tokenizer.sampling=0", "train.log_every=1", "train.validate_bleu=false", "train.metric=loss"),
-)
+OPTIONS = """\
+    model.dropout=0 model.max_length=256 data.max_length=200 data.tokenizer.sampling=0
+    train.optimizer=sgd train.lr=0.1 train.schedule=constant train.average=0
+    train.batch_tokens=26000 train.accumulate=1 train.updates=4 train.log_every=1
+    train.validate_every=4 train.save_every=0 train.validate_bleu=false train.metric=loss
+"""
 
 
 def _start(bench: Bench, run: Path, room: int | None = None) -> Running:
-    options = [word for option in OPTIONS for word in ("--set", option)]
+    options = [word for option in OPTIONS.split() for word in ("--set", option)]
     text = f"data.train=[{bench.folder}/long]"
     return bench.start(run, *options, "--set", text, **({} if room is None else {"room": room}))
 

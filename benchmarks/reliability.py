@@ -1,9 +1,9 @@
 """Everything that is promised of faults, tried at full length; one table in docs/reliability.md.
 
-    python benchmarks/reliability.py --write docs/reliability.md     # hours; each part in a process of its own
-    python benchmarks/reliability.py --only fuzz hostile             # parts, now; the others' rows stay
+    python benchmarks/reliability.py --write docs/reliability.md    # hours; each part in its own process
+    python benchmarks/reliability.py --only fuzz hostile            # parts, now; the others' rows stay
     python benchmarks/reliability.py --only --write docs/reliability.md    # the table of what is there
-    python benchmarks/reliability.py --tiny                          # minutes: does every part work?
+    python benchmarks/reliability.py --tiny                         # minutes: does every part work?
 
 A part's rows are kept in docs/results/reliability/PART.json as they come. A part that fails or is killed
 stops no other; its row says so. Exit code 1 if anything was not as it has to be. `--only` lists: PARTS.
@@ -172,6 +172,8 @@ def child(name: str, file: Path, tiny: bool) -> None:
 
     keep(done=False)
     for row in PARTS[name].rows(tiny):
+        examples = {outcome: _clean(said)[-600:] for outcome, said in row.get("examples", {}).items()}
+        row = {**row, "fault": _clean(row["fault"]), "outcome": _clean(row["outcome"]), "examples": examples}
         rows.append(row)
         print(f"  {row['fault']}: {row['tried']}, {row['outcome']}", flush=True)
         keep(done=False)
@@ -205,9 +207,8 @@ def table(found: dict[str, Any]) -> str:
     for name, each in found.items():
         lines.append(f"| **{PARTS[name].title}** | | | |")
         for row in each["rows"]:
-            lines.append(
-                f"| {_cell(row['fault'])} | {row['tried']:,} | {_cell(row['outcome'])} | {row['failed']} |"
-            )
+            fault, outcome = (row[key].replace("|", "\\|") for key in ("fault", "outcome"))
+            lines.append(f"| {fault} | {row['tried']:,} | {outcome} | {row['failed']} |")
         if not each["done"]:
             lines.append("| the rest of this part | 0 | FAILED: it did not come to its end | 1 |")
     tried = sum(row["tried"] for each in found.values() for row in each["rows"])
@@ -219,11 +220,11 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines + ([f"- not there yet: {', '.join(missing)}"] if missing else []))
 
 
-def _cell(text: str) -> str:
-    """For a table, without the places of this machine."""
-    for place in (str(ROOT) + "/", tempfile.gettempdir() + "/"):
+def _clean(text: str) -> str:
+    """On one line, without the places of this machine."""
+    for place in (f"{ROOT}/", sys.prefix, f"{tempfile.gettempdir()}/"):
         text = text.replace(place, "")
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(text.split())
 
 
 def put(text: str, page: Path) -> None:
