@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,14 +68,20 @@ def _pair(bench: Bench) -> Pair:
 
 def _hit(pair: Pair, restarts: int, hit: Callable[[Together], None]) -> tuple[Path, Together]:
     """A run that was hit once it had saved some random update."""
-    run, target = pair.fresh(), pair.random.randrange(5, pair.updates // 5 * 5, 5)
     assert pair.straight
-    running = pair.start(run, restarts=restarts)
-    assert isinstance(running, Together)
-    while running.alive and saved_update(run) < target:
-        time.sleep(0.002)
-    hit(running)
-    return run, running
+    while True:
+        run, target = pair.fresh(), pair.random.randrange(5, pair.updates - 4)
+        running = pair.start(run, restarts=restarts)
+        assert isinstance(running, Together)
+        while running.alive and saved_update(run) < target:
+            time.sleep(0.002)
+        try:
+            hit(running)
+        except (IndexError, ProcessLookupError):  # it was at its end: that was no hit
+            assert running.wait() == 0, running.text()
+            shutil.rmtree(run)
+        else:
+            return run, running
 
 
 def _one_killed(pair: Pair) -> Callable[[Together], None]:
@@ -97,10 +104,10 @@ def killed(bench: Bench, tries: int) -> Row:
         run, running = _hit(pair, 0, _one_killed(pair))
         code, text = running.wait(60), running.text()
         told += "error: rank " in text
-        if code == 0 or OURS in text:
-            row.add("TRACEBACK" if code else "UNCLEAR", f"exit code {code}: {text[-1500:]}")
+        if OURS in text:
+            row.add("TRACEBACK", f"exit code {code}: {text[-1500:]}")
             continue
-        pair.judge(pair.resume(run), run, row)
+        pair.judge(pair.resume(run) if code else running, run, row)
     row.note = f"the other one ended, {told} times with a message before torchrun ended it"
     return row
 

@@ -35,12 +35,17 @@ def alone() -> Iterator[Processes]:
     distributed.destroy_process_group()
 
 
-def updated(layout: Whole, config: TrainConfig = CONFIG) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Weights and the optimizer's state after an update of two micro-batches."""
+def updated(
+    layout: Whole, config: TrainConfig = CONFIG, moments: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Copies of weights and the optimizer's state after an update of two micro-batches."""
     optimizer = make_optimizer(layout.model, config)
+    if moments is not None:
+        layout.load_optimizer(optimizer, copy.deepcopy(moments))
     Passes(layout.model, torch.float32, 0.1, 1, layout=layout).run([BATCH, BATCH], update=1)
     optimizer.step()
-    return layout.weights(), layout.optimizer_state(optimizer)
+    optimizer.zero_grad()
+    return copy.deepcopy((layout.weights(), layout.optimizer_state(optimizer)))
 
 
 @pytest.mark.parametrize(
@@ -63,19 +68,18 @@ def test_every_placement_and_norm_is_sharded_as_it_is_or_refused_by_name(
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p), alpha=0.1)  # gates of 0 would hide what is behind them
-    whole, first = Whole(copy.deepcopy(model), 0.1), copy.deepcopy(model.state_dict())
-    sharded = Sharded(model, 0.1, alone)
+    whole, sharded = Whole(copy.deepcopy(model), 0.1), Sharded(model, 0.1, alone)
     weights, moments = updated(whole)
     ours, our_moments = updated(sharded)
     assert {name: w.shape for name, w in ours.items()} == {name: w.shape for name, w in weights.items()}
     torch.testing.assert_close(ours, weights, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(our_moments["state"], moments["state"], rtol=1e-9, atol=1e-12)
-    optimizer = make_optimizer(model, CONFIG)
-    sharded.load(first, "here")
-    sharded.load_optimizer(optimizer, moments)
-    torch.testing.assert_close(sharded.weights(), dict(first), rtol=0, atol=0)
-    torch.testing.assert_close(sharded.optimizer_state(optimizer)["state"], moments["state"], rtol=0, atol=0)
+    sharded.load(weights, "here")  # of one process, and it goes on
+    torch.testing.assert_close(sharded.weights(), dict(weights), rtol=0, atol=0)
     torch.testing.assert_close(sharded.whole(weights).state_dict(), dict(weights), rtol=0, atol=0)
+    second = updated(whole, moments=moments)[0]
+    assert any(not torch.equal(second[name], weights[name]) for name in weights)
+    torch.testing.assert_close(updated(sharded, moments=moments)[0], second, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

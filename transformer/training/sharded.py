@@ -87,7 +87,7 @@ class Sharded(Whole):
         ours = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         moments = {
             index: {
-                name: _like(ours[index], each) if torch.is_tensor(each) and each.ndim else each
+                name: _like(ours[index], each) if torch.is_tensor(each) and name != "step" else each
                 for name, each in values.items()
             }
             for index, values in state["state"].items()
