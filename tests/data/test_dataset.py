@@ -203,7 +203,7 @@ def flipped(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_flipped_bit_in_any_file_of_the_cache_is_found(
+def test_a_flipped_bit_or_a_lost_byte_of_any_file_of_the_cache_is_found(
     section: Section, tmp_path: Path, ready: Callable[..., Prepared]
 ) -> None:
     config = section(tokenizer={"sampling": 0.1})
@@ -212,8 +212,11 @@ def test_a_flipped_bit_in_any_file_of_the_cache_is_found(
     files = sorted(path for path in (tmp_path / "cache/encoded").glob("*/*") if path.name != unread)
     assert {path.suffix for path in files} == {".values", ".offsets", ".counts", ".json"}
     kept = {path: path.read_bytes() for path in files}
-    for number, path in enumerate(files):
-        flipped(path, 97 * number + 1)
+    for number, path in enumerate(files * 2):
+        if number < len(files):
+            flipped(path, 97 * number + 1)
+        else:
+            path.write_bytes(path.read_bytes()[:-1])
         log: list[str] = []
         again = ready(config, log=log)
         assert texts(again, again.train) == whole, path.name

@@ -220,19 +220,18 @@ def checksum(path: Path, stop: int | None = None) -> int:
 
 def checked(values: Mapping[str, Any]) -> str:
     """JSON of plain values, with a checksum of them."""
-    return json.dumps({**values, "checksum": _sum_of(values)}, indent=1) + "\n"
+    found = zlib.crc32(json.dumps(values).encode())
+    return json.dumps({**values, "checksum": found}, indent=1) + "\n"
 
 
 def read_checked(path: Path) -> dict[str, Any]:
     """What `checked` wrote; ValueError if it is something else by now."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict) or values.pop("checksum", None) != _sum_of(values):
+    text = path.read_text(encoding="utf-8")
+    values: dict[str, Any] = json.loads(text)
+    del values["checksum"]
+    if checked(values) != text:
         raise ValueError(f"{path} is damaged")
     return values
-
-
-def _sum_of(values: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def report_of(folder: Path) -> SplitReport:
