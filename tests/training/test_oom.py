@@ -202,6 +202,7 @@ def test_what_is_no_shortage_stays_as_it_is() -> None:
     ):
         passes.run([batch_of(4)], 1)
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator"))
+    assert is_out_of_memory(RuntimeError("can't start new thread"))  # there is no room for its stack
 
 
 def test_the_split_is_said_once_with_what_to_set() -> None:
