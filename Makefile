@@ -1,10 +1,10 @@
-# make demo | test | check | docs
+# make demo | test | check | docs | slow | reliability
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs slow reliability clean
 
 # torch first and alone: a pinned wheel then satisfies everything else that asks for torch
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -27,6 +27,12 @@ demo: $(VENV)/installed  ## train on the embedded corpus, translate held-out sen
 
 test: $(VENV)/tested  ## the test suite, under five minutes on two cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+slow: $(VENV)/tested  ## the tests that take up to an hour: 10,000 hostile cases, every fault once
+	$(BIN)/python -m pytest -m slow
+
+reliability: $(VENV)/tested  ## every fault at full length, hours; the table of docs/reliability.md
+	$(BIN)/python benchmarks/reliability.py --write docs/reliability.md
 
 check: $(VENV)/developed  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ the table of faults.py.
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -58,7 +60,8 @@ train:
 decode: {{beam: 2, max_length: 12}}
 """
 CLOCKS = ("seconds", "tokens_per_second", "target_tokens_per_second", "commit", "command")
-EXACT, REFUSED = "went on exactly", "refused with a remedy"
+EXACT, REFUSED, ENDED = "went on exactly", "refused with a remedy", "ended as documented"
+SAME = "went on in parts, the same to rounding"
 REMEDIES = (
     "put back",
     "--resume",
@@ -86,7 +89,9 @@ class Row:
     @property
     def bad(self) -> dict[str, int]:
         """Outcomes that may not be."""
-        return {name: count for name, count in self.outcomes.items() if name not in (EXACT, REFUSED)}
+        return {
+            name: count for name, count in self.outcomes.items() if name not in (EXACT, REFUSED, ENDED, SAME)
+        }
 
     def add(self, outcome: str, example: str = "") -> None:
         self.outcomes[outcome] += 1
@@ -108,7 +113,7 @@ def fault(name: str) -> Callable[[Fault], Fault]:
     return register
 
 
-def _child(command: str, argv: Sequence[str], said: str, file_limit: int | None) -> None:
+def _child(command: str, argv: Sequence[str], said: str, file_limit: int | None, room: int | None) -> None:
     """A process's work: one command of the toolkit, its output in a file."""
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
@@ -118,27 +123,37 @@ def _child(command: str, argv: Sequence[str], said: str, file_limit: int | None)
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if room is not None:
+        import resource
+
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + room, held + room))
     sys.argv[0] = f"{command}.py"
     import transformer
 
     assert Path(transformer.__file__).is_relative_to(ROOT)
-    if command == "translate":
-        from transformer.cli.translate import main
-    else:
-        from transformer.cli.train import main
+    main = importlib.import_module(f"transformer.cli.{command}").main
     sys.exit(main(list(argv)))
 
 
 class Running:
     """A process of the toolkit, forked from a server that has imported torch already."""
 
-    def __init__(self, command: str, argv: Sequence[str], said: Path, file_limit: int | None = None) -> None:
+    def __init__(
+        self,
+        command: str,
+        argv: Sequence[str],
+        said: Path,
+        file_limit: int | None = None,
+        room: int | None = None,
+    ) -> None:
+        """`file_limit`: bytes that a file may have; `room`: bytes of memory besides what is held."""
         said.unlink(missing_ok=True)
         self.said, self.began, self.at = said, time.monotonic(), time.time()
         os.environ["PYTHONPATH"] = str(ROOT)  # the server imports this checkout, wherever it is started
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["transformer.cli.train", "torch.utils.tensorboard"])
-        self.process = context.Process(target=_child, args=(command, [*argv], str(said), file_limit))
+        self.process = context.Process(target=_child, args=(command, [*argv], str(said), file_limit, room))
         self.process.start()
 
     @property
@@ -246,6 +261,16 @@ class Bench:
         running.signal(9)
         running.wait()
         return run
+
+
+def children(process: int) -> list[int]:
+    """The processes that one has started, on Linux."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == process:
+                found.append(int(stat.parent.name))
+    return sorted(found)
 
 
 def saved_update(run: Path) -> int:

@@ -21,7 +21,6 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 sys.path.insert(0, str(ROOT))
 
 import fault_disks  # noqa: E402, F401
@@ -53,7 +52,6 @@ def main() -> int:
                 if arguments.write:  # after each, so that what was found is kept
                     text = table(rows)
                     arguments.write.write_text(page(text, rows, sys.argv[1:]), encoding="utf-8")
-                    put(text, ROOT / "docs" / "reliability.md")
     print(table(rows))
     return 1 if any(row.bad for row in rows.values()) else 0
 
@@ -68,14 +66,6 @@ def table(rows: dict[str, Row]) -> str:
             f"| {name} | {row.tried} | {row.outcomes[EXACT]} | {row.outcomes[REFUSED]} | {bad} | {row.note} |"
         )
     return "\n".join(lines)
-
-
-def put(text: str, page: Path) -> None:
-    """Put the table between its marks."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert end, f"{page} has no {BEGIN} and {END}"
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def page(text: str, rows: dict[str, Row], arguments: list[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import hostile
 import pytest
-from fuzz import tried
+from fuzz import all_kinds, tried
 from fuzz_kinds import JSON, KINDS, Kind
 from fuzzing import Answer, Bench, call, require
 
@@ -40,6 +40,13 @@ def test_every_case_ends_as_documented(bench: Bench, kind: Kind) -> None:
     count, failures = tried(kind, bench, cases, start=0)
     assert not failures, "\n\n".join(failures.values())
     assert count >= cases // 2, "the generator gave up"
+
+
+@pytest.mark.slow
+def test_ten_thousand_cases_end_as_documented() -> None:
+    found = list(all_kinds(11_000, start=2))  # some kinds have fewer cases than their share
+    assert {each["kind"]: each["failures"] for each in found if each["failures"]} == {}
+    assert sum(each["count"] for each in found) >= 10_000
 
 
 def test_the_fuzzer_sees_a_crash_a_wrong_code_and_a_lost_line() -> None:

@@ -8,11 +8,13 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from transformer.__main__ import main as toolkit
+from transformer.cli.command import command
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
 from transformer.training.trainer import Trainer
@@ -106,3 +108,37 @@ def test_output_named_gz_is_compressed(run: Path, folder: Path, tmp_path: Path) 
         arguments = ["--input", str(folder / "valid.en"), "--output", str(tmp_path / name)]
         assert translate([str(run), *arguments]) == 0
     assert gzip.decompress((tmp_path / "out.gz").read_bytes()) == (tmp_path / "out").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (MemoryError(), "memory does not suffice (MemoryError)"),
+        (ZeroDivisionError("ours"), "Traceback"),
+    ],
+    ids=["disk", "memory", "ours"],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_cannot_go_on_says_so_in_a_line(error: Exception, words: str, capsys: Capture) -> None:
+    """As TensorBoard's does; what is our own fault keeps its traceback."""
+
+    def fail() -> None:
+        raise error
+
+    def threaded(argv: object) -> int:
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        return 0
+
+    kept = threading.excepthook
+    threading.excepthook = threading.__excepthook__
+    try:
+        assert command(threaded)([]) == 0
+    finally:
+        threading.excepthook = kept
+    said = capsys.readouterr().err
+    assert words in said
+    assert ("Traceback" in said) == (words == "Traceback")
+    assert said.count("\n") == 1 or words == "Traceback"

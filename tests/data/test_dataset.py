@@ -197,6 +197,60 @@ def test_a_damaged_cache_entry_is_made_again(
     assert texts(again, again.train) == whole
 
 
+def flipped(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 4
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_or_a_lost_byte_of_any_file_of_the_cache_is_found(
+    section: Section, tmp_path: Path, ready: Callable[..., Prepared]
+) -> None:
+    config = section(tokenizer={"sampling": 0.1})
+    whole = texts(first := ready(config), first.train)
+    unread = "state.json"  # of what was begun; the entry is finished
+    files = sorted(path for path in (tmp_path / "cache/encoded").glob("*/*") if path.name != unread)
+    assert {path.suffix for path in files} == {".values", ".offsets", ".counts", ".json"}
+    kept = {path: path.read_bytes() for path in files}
+    for number, path in enumerate(files * 2):
+        if number < len(files):
+            flipped(path, 97 * number + 1)
+        else:
+            path.write_bytes(path.read_bytes()[:-1])
+        log: list[str] = []
+        again = ready(config, log=log)
+        assert texts(again, again.train) == whole, path.name
+        assert sum("made anew" in line for line in log) == 1, path.name
+        assert {file: file.read_bytes() for file in files} == kept
+    ready(config, log=(log := []))
+    assert not any("made anew" in line for line in log)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("source.ids.values", b"\xff\xff", r"pair \d+ has the source id 65535, and the vocabulary ends at"),
+        ("target.ids.values", b"\xff\xff", r"pair \d+ has the target id 65535, and the vocabulary ends at"),
+        ("source.ids.offsets", b"\0" * 7 + b"\x80", "bytes at byte"),
+        ("target.text.offsets", b"\xff" * 16, "0 bytes at byte -1 "),
+        ("target.ids.values", b"", "are not there"),
+        ("source.text.values", b"\xff\xff", "no UTF-8"),
+    ],
+)
+def test_what_is_damaged_while_it_is_in_use_is_named_and_not_trained_on(
+    section: Section, tmp_path: Path, ready: Callable[..., Prepared], name: str, content: bytes, words: str
+) -> None:
+    prepared = ready(section(tokenizer={"sampling": 0.1}) if "text" in name else section())
+    (path,) = (path for path in (tmp_path / "cache/encoded").rglob(name) if path.stat().st_size > 2000)
+    with open(path, "r+b") as file:
+        file.seek(800)
+        file.write(content) if content else file.truncate()
+    with pytest.raises(DataError, match=words) as caught:
+        list(prepared.stream(2000).epoch(1))
+    assert f"{path.parent} is damaged" in str(caught.value)
+    assert "delete that directory" in str(caught.value)
+
+
 def test_the_run_keeps_its_own_tokenizer(
     section: Section, tmp_path: Path, ready: Callable[..., Prepared]
 ) -> None:

@@ -121,9 +121,28 @@ def test_preparation_goes_on_where_it_stopped(
     assert entries(tmp_path / "cache") == entries(tmp_path / "straight")
 
 
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.usefixtures("small")
-def test_what_was_begun_and_cannot_be_used_is_begun_again(
-    section: Section, tmp_path: Path, odd_text: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("target.ids.values", _cut), ("source.ids.offsets", _flip), ("state.json", _flip)],
+)
+def test_what_was_begun_and_is_damaged_is_begun_again(
+    section: Section,
+    tmp_path: Path,
+    odd_text: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    damage: Callable[[Path], None],
 ) -> None:
     run(section(odd_text, cache=str(tmp_path / "straight")), tmp_path / "r0")
     config = section(odd_text)
@@ -132,8 +151,7 @@ def test_what_was_begun_and_cannot_be_used_is_begun_again(
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path / "r1")
     begun = next((tmp_path / "cache/encoded").glob(".*.begun.*"))
-    ids = begun / "target.ids.values"
-    ids.write_bytes(ids.read_bytes()[:-2])
+    damage(begun / name)
     log = run(config, tmp_path / "r1")
     assert "encoding 192 pairs of train" in log
     assert entries(tmp_path / "cache") == entries(tmp_path / "straight")

@@ -66,3 +66,8 @@ def extras(placement: str, norm: str) -> dict[str, Any]:
     """
     options = {"norm_options": {"p": 0.5}} if norm == "prms" else {}
     return options | ({"placement_options": {"share": 0.5}} if placement == "mix" else {})
+
+
+# Each placement with one norm, and each norm with one placement.
+ONCE = [pair for i, pair in enumerate(PAIRS) if all(pair[0] != p[0] for p in PAIRS[:i])]
+ONCE += [pair for i, pair in enumerate(PAIRS) if all(pair[1] != p[1] for p in PAIRS[:i]) and pair not in ONCE]

@@ -14,12 +14,16 @@ import pytest
 import torch
 
 from transformer.cli.result import describe_result
+from transformer.core.errors import DataError
 from transformer.core.special import PAD
-from transformer.data.batching import collate
+from transformer.data.batching import BatchStream, Share, collate, no_pairs
+from transformer.data.encoded import EncodedCorpus
 from transformer.training.checkpoint import read_weights
 from transformer.training.history import Line, last_spike, read_past
-from transformer.training.inspection import describe, ill_formed, not_finite
+from transformer.training.inspection import blame, describe, ill_formed, located, not_finite
+from transformer.training.limits import updates_of
 from transformer.training.passes import copied
+from transformer.training.ranks import Processes, RankLost, Ranks
 from transformer.training.trainer import Trainer
 
 HOT = {"lr": 0.02, "warmup": 0, "schedule": "constant", "optimizer": "sgd", "clip": 0, "updates": 200} | {
@@ -536,6 +540,53 @@ def test_what_is_wrong_with_a_batch_is_said(workshop: Any) -> None:
     assert ill_formed([good], model) is None
     bad = replace(good, target_in=good.target_in.clamp(min=14))
     assert ill_formed([good, bad], model) == (1, "it holds the target id 14, and the vocabulary ends at 13")
+
+
+class Two(Ranks):
+    """The first of two ranks; the other has nothing."""
+
+    size = 2
+
+
+def test_a_batch_that_a_rank_cannot_compute_ends_the_run_with_its_name_and_a_share_of_none_does_not(
+    workshop: Any,
+) -> None:
+    trainer, model = workshop.trainer(), workshop.model()
+    good = collate([([5, 6], [7])] * 3, range(20, 23))
+    bad = replace(good, source=good.source + 20)
+    trainer.progress.update, trainer.progress.batch = 4, 10
+    call = model, trainer.progress, 0.1, Two()
+    with pytest.raises(DataError, match=r"^rank 0 of 2: update 5 .*source id 25.*ends at 13") as caught:
+        blame(IndexError("index out of range"), [good, bad], *call)
+    assert "batch 10 of epoch 1, this rank's pairs [21, 22, 23]" in str(caught.value)
+    for batch in (good, no_pairs()):
+        with pytest.raises(RuntimeError, match="boom"):
+            blame(RuntimeError("boom"), [batch], *call)
+    with pytest.raises(RankLost, match=r"rank 1 of 2: update 5 failed \(RuntimeError: boom"):
+        blame(RuntimeError("boom"), [no_pairs()], *call[:-1], Processes(1, 2))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_of_several_processes_the_batch_of_the_broken_update_is_named_with_all_its_rows(
+    workshop: Any, accumulate: int
+) -> None:
+    corpus = EncodedCorpus.of([([4 + i % 5], [5] * (1 + i % 7)) for i in range(40)])
+    whole, share = BatchStream(corpus, 40, 1), BatchStream(corpus, 40, 1, share=Share(0, 2))
+    trainer = workshop.trainer()
+    given, progress = updates_of(share, trainer.progress, accumulate), trainer.progress
+    expected = list(whole.epoch(1))
+    batches = []
+    while progress.epoch == 1 and progress.batch < len(expected):
+        batches.append(len(next(given)))
+        progress.update += 1
+        for update in range(1, progress.update + 1):
+            first = sum(batches[: update - 1])
+            found, said = located(share, progress, update, accumulate)
+            assert found == describe(expected[first], 1, first + 1)
+            last = first + batches[update - 1]
+            assert said == (f"one of batches {first + 1} to {last}" if batches[update - 1] > 1 else "")
+    assert located(share, progress, 0, accumulate) == (None, "")
+    assert located(workshop.trainer("other").stream, progress, 1, accumulate) == (None, "")
 
 
 def test_result_json_holds_what_was_found(workshop: Any, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from transformer.core.errors import OutOfMemory, is_out_of_memory
 from transformer.data.batching import collate
 from transformer.model.transformer import Transformer
 from transformer.training import passes as passes_module
+from transformer.training.layouts import Whole
 from transformer.training.passes import Passes
+from transformer.training.ranks import Ranks
 
 CPU = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"
 ERRORS = [lambda: RuntimeError(CPU), lambda: torch.OutOfMemoryError("CUDA out of memory"), MemoryError]
@@ -171,6 +173,27 @@ def test_statistics_over_the_batch_are_not_cut() -> None:
     assert len(attempts) == 1
 
 
+class Third(Ranks):
+    """The third of four ranks; the others have nothing."""
+
+    rank, size = 2, 4
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_rank_cuts_nothing_and_names_itself_its_pairs_and_what_to_set(where: str) -> None:
+    model = made().model
+    passes = Passes(model, torch.float32, 0.1, seed=3, layout=Whole(model, 0.1, Third()))
+    with shortage(model, where, 2, ERRORS[0]) as attempts, pytest.raises(OutOfMemory) as caught:
+        passes.run([batch_of(2), batch_of(10)], 17)
+    assert attempts == [2, 10]
+    message = str(caught.value)
+    assert re.search(r"^rank 2 of 4: update 17: memory does not hold 10 pairs of \d+ source", message)
+    for words in ("pairs 101, 102, 103,", "108, ... of those", "smaller train.batch_tokens", "accumulate"):
+        assert words in message
+    with shortage(model, where, 0, ERRORS[0]), pytest.raises(OutOfMemory, match=r"^rank 2 of 4: .*pair 101"):
+        passes.run([batch_of(1)], 17)
+
+
 def test_what_is_no_shortage_stays_as_it_is() -> None:
     passes = made()
     with (
@@ -179,6 +202,7 @@ def test_what_is_no_shortage_stays_as_it_is() -> None:
     ):
         passes.run([batch_of(4)], 1)
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator"))
+    assert is_out_of_memory(RuntimeError("can't start new thread"))  # there is no room for its stack
 
 
 def test_the_split_is_said_once_with_what_to_set() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import PAIRS, extras, plan
+from pairs import ONCE, extras, plan
 
 from transformer import Transformer
 from transformer.data.batching import Batch, BatchStream, Share, collate, no_pairs
@@ -19,9 +19,6 @@ from transformer.training.ranks import Ranks, _meeting, launched, own_device, re
 
 V = 24
 SHAPE = {"d_model": 16, "heads": 2, "d_ff": 24, "encoder_layers": 2, "decoder_layers": 2}
-# Each placement with one norm, and each norm with one placement.
-ONCE = [pair for i, pair in enumerate(PAIRS) if all(pair[0] != p[0] for p in PAIRS[:i])]
-ONCE += [pair for i, pair in enumerate(PAIRS) if all(pair[1] != p[1] for p in PAIRS[:i]) and pair not in ONCE]
 
 
 class Second(Ranks):

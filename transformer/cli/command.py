@@ -106,8 +106,11 @@ def _brief_threads() -> Iterator[None]:
     before = threading.excepthook
 
     def tell(end: threading.ExceptHookArgs) -> None:
-        if isinstance(end.exc_value, OSError):
-            _complain(f"in the background: {end.exc_value.strerror or end.exc_value}")
+        error = end.exc_value
+        if isinstance(error, OSError):
+            _complain(f"in the background: {error.strerror or error}")
+        elif error is not None and is_out_of_memory(error):
+            _complain(f"in the background: memory does not suffice ({_first_line(error)})")
         else:
             before(end)
 

@@ -70,7 +70,7 @@ class OutOfMemory(UserError):
 # words do not tell a lack of memory from other reasons: the message repeats them.
 _ALLOCATORS = (
     *("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory"),
-    *("STATUS_ALLOC_FAILED", "could not create a primitive"),
+    *("STATUS_ALLOC_FAILED", "could not create a primitive", "can't start new thread"),
 )
 
 

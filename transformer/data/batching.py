@@ -171,12 +171,18 @@ class BatchStream:
         batches = (self._batch(epoch, self._share.of(plan[k])) for k in range(start, len(plan)))
         return _ahead(batches, self._prefetch) if self._prefetch else batches
 
+    def undivided(self, epoch: int, number: int) -> Batch:
+        """Batch `number`, from 0, of an epoch, with the rows of all ranks."""
+        return self._batch(epoch, self.plan(epoch)[number])
+
     def _batch(self, epoch: int, indices: NDArray[np.int64]) -> Batch:
         if not len(indices):
             return no_pairs()
-        if self._sampler is None:
-            return collate([self.corpus.pair(i) for i in indices.tolist()], indices)
-        return collate([self._sampler.pair(epoch, i) for i in indices.tolist()], indices)
+        if self._sampler is not None:
+            return collate([self._sampler.pair(epoch, i) for i in indices.tolist()], indices)
+        batch = collate([self.corpus.pair(i) for i in indices.tolist()], indices)
+        self.corpus.require_known((batch.source.numpy(), batch.target_out.numpy()), indices.tolist())
+        return batch
 
 
 def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:

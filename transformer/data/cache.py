@@ -53,6 +53,7 @@ def fetch(
             if entry.is_dir():
                 if sound(entry):
                     return entry, False
+                log(f"{entry} is damaged, or of another version of this program: it is made anew")
                 _remove(entry)
             with _begun(folder, key) if resumable and locked else _scratch(folder, key) as fresh:
                 make(fresh)

@@ -4,6 +4,9 @@ Per side: `ids` (uint16 or uint32, one after the other, without BOS and EOS) and
 `ids[offsets[i]:offsets[i+1]]`). With subword sampling the raw text lies beside them in the same form.
 The files are not mapped: around each page that is asked for the system maps many, so that a process which
 reads here and there soon counts the whole file as its memory.
+
+`meta.json` has the size and the CRC-32 of each file, and one of itself: damage is found when the corpus is
+opened, by reading all of it once.
 """
 
 from __future__ import annotations
@@ -11,20 +14,23 @@ from __future__ import annotations
 import json
 import os
 import weakref
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.errors import DataError
 from ..core.special import EOS
 from .report import SplitReport
 
 SIDES = ("source", "target")
 META = "meta.json"
+_BLOCK = 1 << 20  # bytes that are read at a time for a checksum
 
 Ids = NDArray[np.unsignedinteger[Any]]
 
@@ -70,7 +76,7 @@ class FlatFiles:
     """The same in two files, `NAME.values` and `NAME.offsets`. Any number of threads may read."""
 
     def __init__(self, folder: Path, name: str, dtype: str) -> None:
-        self._dtype = np.dtype(dtype)
+        self._folder, self._dtype = folder, np.dtype(dtype)
         self._values, self._offsets = (
             _opened(self, folder / f"{name}.{part}") for part in ("values", "offsets")
         )
@@ -82,10 +88,16 @@ class FlatFiles:
     def __getitem__(self, index: int) -> NDArray[Any]:
         start, end = self.ends(index, index + 1).tolist()
         size = self._dtype.itemsize
-        return np.frombuffer(os.pread(self._values, (end - start) * size, start * size), self._dtype)
+        return np.frombuffer(self._read(self._values, (end - start) * size, start * size), self._dtype)
 
     def ends(self, start: int, stop: int) -> NDArray[np.int64]:
-        return np.frombuffer(os.pread(self._offsets, 8 * (stop + 1 - start), 8 * start), np.int64)
+        return np.frombuffer(self._read(self._offsets, 8 * (stop + 1 - start), 8 * start), np.int64)
+
+    def _read(self, file: int, size: int, place: int) -> bytes:
+        data = os.pread(file, size, place) if min(size, place) >= 0 else None
+        if data is None or len(data) != size:
+            changed(self._folder, f"{size:,} bytes at byte {place:,} of a file are not there")
+        return data
 
 
 def _opened(owner: object, path: Path) -> int:
@@ -104,11 +116,13 @@ class EncodedCorpus:
         target: Rows,
         target_counts: NDArray[np.int64],
         texts: tuple[Rows, Rows] | None = None,
+        folder: Path | None = None,
+        vocabularies: tuple[int, int] | None = None,
     ) -> None:
-        """`target_counts`: how often each target id occurs, EOS included."""
+        """`target_counts`: how often each target id occurs, EOS included. `vocabularies`: ids end there."""
         assert len(source) == len(target)
         self._source, self._target, self._texts = source, target, texts
-        self.target_counts = target_counts
+        self.target_counts, self._folder, self._vocabularies = target_counts, folder, vocabularies
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> EncodedCorpus:
@@ -126,7 +140,8 @@ class EncodedCorpus:
         texts = None
         if meta["texts"]:
             texts = FlatFiles(folder, "source.text", "uint8"), FlatFiles(folder, "target.text", "uint8")
-        return cls(source, target, np.fromfile(folder / "target.counts", np.int64), texts)
+        counts = np.fromfile(folder / "target.counts", np.int64)
+        return cls(source, target, counts, texts, folder, tuple(meta["vocabularies"]))
 
     def __len__(self) -> int:
         return len(self._source)
@@ -156,7 +171,18 @@ class EncodedCorpus:
         """The raw text of a pair; kept only where subwords are sampled."""
         assert self._texts is not None
         source, target = self._texts
-        return source[index].tobytes().decode(), target[index].tobytes().decode()
+        try:
+            return source[index].tobytes().decode(), target[index].tobytes().decode()
+        except UnicodeDecodeError:
+            changed(self._folder, f"the text of pair {index + 1:,} is no UTF-8")
+
+    def require_known(self, sides: Sequence[NDArray[Any]], indices: Sequence[int]) -> None:
+        """Raise DataError for an id beyond its vocabulary: source and target ids (B, L) of these pairs."""
+        for side, ids, size in zip(SIDES, sides, self._vocabularies or (), strict=False):
+            if ids.max() >= size:
+                row, column = np.argwhere(ids >= size)[0]
+                found = f"pair {indices[row] + 1:,} has the {side} id {ids[row, column]}"
+                changed(self._folder, f"{found}, and the vocabulary ends at {size - 1}")
 
     def unigram_entropy(self) -> float:
         """H = -sum p log p, nats per target token: the loss of one who knows only how often tokens occur."""
@@ -165,13 +191,47 @@ class EncodedCorpus:
         return float(-(shares * np.log(shares)).sum())
 
 
+def changed(folder: Path | None, what: str) -> NoReturn:
+    """Raise the DataError of an encoded corpus that was whole when it was opened."""
+    raise DataError(
+        f"the encoded text in {folder} is damaged, or was changed while it was in use: {what};"
+        " delete that directory and give the command again (with --resume RUN, if the run has begun)"
+    )
+
+
 def is_sound(folder: Path) -> bool:
-    """Is every file there, with the size it was written with?"""
+    """Is every file there, as it was written? Reads all of it."""
     try:
-        sizes = json.loads((folder / META).read_text())["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError):
+        files = read_checked(folder / META)["files"]
+        sizes = all((folder / name).stat().st_size == size for name, (size, _) in files.items())
+        return sizes and all(checksum(folder / name) == value for name, (_, value) in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def checksum(path: Path, stop: int | None = None) -> int:
+    """CRC-32 of a file, or of its first `stop` bytes: against damage, not against malice."""
+    value, left = 0, path.stat().st_size if stop is None else stop
+    with open(path, "rb") as file:
+        while left and (block := file.read(min(left, _BLOCK))):
+            value, left = zlib.crc32(block, value), left - len(block)
+    return value
+
+
+def checked(values: Mapping[str, Any]) -> str:
+    """JSON of plain values, with a checksum of them."""
+    found = zlib.crc32(json.dumps(values).encode())
+    return json.dumps({**values, "checksum": found}, indent=1) + "\n"
+
+
+def read_checked(path: Path) -> dict[str, Any]:
+    """What `checked` wrote; ValueError if it is something else by now."""
+    text = path.read_text(encoding="utf-8")
+    values: dict[str, Any] = json.loads(text)
+    del values["checksum"]
+    if checked(values) != text:
+        raise ValueError(f"{path} is damaged")
+    return values
 
 
 def report_of(folder: Path) -> SplitReport:

@@ -1,14 +1,15 @@
 """Write an encoded corpus so that a process which is killed has lost seconds of work, not the corpus.
 
 Arrays grow at their ends. Now and then they are synced and `state.json` is written, which says how far they
-are good; who opens the directory again cuts them there and goes on. The bytes are those of one straight run.
+are good, and their checksums up to there; who opens the directory again cuts them there and goes on, or
+begins again where they are damaged. The bytes are those of one straight run.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
+import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..core.disk import replace
 from ..core.special import EOS
-from .encoded import META, SIDES, Flat, id_type
+from .encoded import META, SIDES, Flat, checked, checksum, id_type, read_checked
 from .report import SplitReport
 
 STATE = "state.json"
@@ -45,31 +46,30 @@ class CorpusWriter:
         """`report`: an empty one, used if there is nothing to go on with."""
         self._folder, self._texts, self._every = folder, texts, commit_seconds
         self._dtypes = {side: id_type(size) for side, size in zip(SIDES, vocabularies, strict=True)}
-        self._vocabulary = vocabularies[1]
+        self._vocabularies = vocabularies
         self._names = [f"{side}.ids" for side in SIDES] + [f"{side}.text" for side in SIDES if texts]
         self._types = {name: self._dtypes.get(name.partition(".ids")[0], "uint8") for name in self._names}
-        self._ends, self.report = self._state() or (dict.fromkeys(self._names, 0), report)
+        # Of each file, as it grows: the offsets begin with a zero.
+        paths = [path for name in self._names for path in self._paths(name)]
+        none = {path.name: zlib.crc32(bytes(8) if path.suffix == ".offsets" else b"") for path in paths}
+        self._ends, self._sums, self.report = self._state() or (dict.fromkeys(self._names, 0), none, report)
         self._stack = ExitStack()
         self._files = {name: self._open(name) for name in self._names}
         self._committed = time.monotonic()
 
-    def _state(self) -> tuple[dict[str, int], SplitReport] | None:
+    def _state(self) -> tuple[dict[str, int], dict[str, int], SplitReport] | None:
         """How far an earlier process came; None if it left nothing, or nothing that can be used."""
         try:
-            state = json.loads((self._folder / STATE).read_text())
-            ends, report = (
-                {name: int(state["ends"][name]) for name in self._names},
-                SplitReport(**state["report"]),
-            )
+            state = read_checked(self._folder / STATE)
+            ends, sums, report = state["ends"], state["sums"], SplitReport(**state["report"])
             for name in self._names:
-                for path, size in zip(
-                    self._paths(name), self._sizes(name, ends[name], report.kept), strict=True
-                ):
-                    if path.stat().st_size < size:
+                paths, sizes = self._paths(name), self._sizes(name, ends[name], report.kept)
+                for path, size in zip(paths, sizes, strict=True):
+                    if path.stat().st_size < size or checksum(path, size) != sums[path.name]:
                         return None
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return ends, report
+        return ends, sums, report
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         return self._folder / f"{name}.values", self._folder / f"{name}.offsets"
@@ -100,10 +100,11 @@ class CorpusWriter:
     def add(self, flats: Mapping[str, Flat], report: SplitReport) -> None:
         """Append the rows of the next part: `source.ids`, `target.ids`, and the texts if they are kept."""
         for name in self._names:
-            values, offsets = self._files[name]
             flat = flats[name]
-            values.write(flat.values.tobytes())
-            offsets.write((flat.offsets[1:] + self._ends[name]).tobytes())
+            grown = flat.values.tobytes(), (flat.offsets[1:] + self._ends[name]).tobytes()
+            for file, path, data in zip(self._files[name], self._paths(name), grown, strict=True):
+                file.write(data)
+                self._sums[path.name] = zlib.crc32(data, self._sums[path.name])
             self._ends[name] += int(flat.offsets[-1])
         self.report.merge(report)
         if time.monotonic() - self._committed >= self._every:
@@ -116,8 +117,8 @@ class CorpusWriter:
                 file.flush()
                 os.fsync(file.fileno())
         temporary = self._folder / f"{STATE}.new"
-        state = {"ends": self._ends, "report": asdict(self.report)}
-        temporary.write_text(json.dumps(state), encoding="utf-8")
+        state = {"ends": self._ends, "sums": self._sums, "report": asdict(self.report)}
+        temporary.write_text(checked(state), encoding="utf-8")
         replace(temporary, self._folder / STATE)
         self._committed = time.monotonic()
 
@@ -127,22 +128,23 @@ class CorpusWriter:
         self._stack.close()
         counts = self._folder / "target.counts"
         self._count_targets().tofile(counts)
-        files = [counts, *(path for name in self._names for path in self._paths(name))]
+        sums = {**self._sums, counts.name: checksum(counts)}
         meta = {
             "pairs": self.report.kept,
             "dtypes": self._dtypes,
+            "vocabularies": self._vocabularies,
             "texts": self._texts,
             "report": asdict(self.report),
-            "sizes": {path.name: path.stat().st_size for path in sorted(files)},
+            "files": {name: [(self._folder / name).stat().st_size, sums[name]] for name in sorted(sums)},
         }
-        (self._folder / META).write_text(json.dumps(meta, indent=1) + "\n")
+        (self._folder / META).write_text(checked(meta), encoding="utf-8")
 
     def _count_targets(self) -> NDArray[np.int64]:
         """How often each target id occurs, EOS included."""
-        counts = np.zeros(self._vocabulary, np.int64)
+        counts = np.zeros(self._vocabularies[1], np.int64)
         dtype = np.dtype(self._dtypes["target"])
         with open(self._paths("target.ids")[0], "rb") as file:
             while piece := file.read(_COUNTED * dtype.itemsize):
-                counts += np.bincount(np.frombuffer(piece, dtype), minlength=self._vocabulary)
+                counts += np.bincount(np.frombuffer(piece, dtype), minlength=self._vocabularies[1])
         counts[EOS] += self.report.kept
         return counts

@@ -20,7 +20,7 @@ from .checkpoint import set_weights
 from .divergence import COLLAPSED, DATA, EXPLODED, NEVER_STARTED, OVERFLOW, RISEN, UNCLEAR, Diverged
 from .findings import Findings
 from .history import EARLIER, last_rise, last_spike, level_of, read_past, spread
-from .inspection import Inspector, Place, Recorder, describe, ill_formed, not_finite
+from .inspection import Inspector, Place, Recorder, describe, ill_formed, located, not_finite
 from .limits import updates_of
 from .passes import copied
 from .progress import Interruption
@@ -100,9 +100,10 @@ def _note_spike(found: Findings, history: Sequence[tuple[int, Mapping[str, float
 def _replay(trainer: Trainer, broken: int, found: Findings, interruption: Interruption) -> None:
     """Run the updates up to `broken` once more, then that one with hooks; fill in `found`."""
     if trainer.ranks.size > 1:
-        found.notes.append(
-            f"not run again: the run has {trainer.ranks.size} processes; resumed in one, it says more"
-        )
+        place = trainer.stream, trainer.progress, broken, trainer.config.accumulate
+        found.batch, said = located(*place)
+        again = f"not run again: the run has {trainer.ranks.size} processes; resumed in one, it says more"
+        found.notes += [said, again] if said else [again]
         return
     poisoned = not_finite(trainer.model)
     with _elsewhere(trainer) as start:

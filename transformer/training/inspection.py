@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from ..core.errors import DataError
 from ..core.special import PAD
-from ..data.batching import Batch
+from ..data.batching import Batch, BatchStream
 from ..model.transformer import Transformer
 from ..modules.placements import Stream
 from .divergence import DATA, Diverged
+from .limits import Stream as Stock
+from .oom import SHOWN
 from .passes import Observer
 from .progress import Progress
-
-SHOWN = 8  # pairs of a batch that are named
+from .ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -224,15 +226,40 @@ def describe(batch: Any, epoch: int, number: int) -> Mapping[str, Any]:
     }
 
 
+def located(
+    stream: Stock, progress: Progress, update: int, accumulate: int
+) -> tuple[Mapping[str, Any] | None, str]:
+    """The first batch of an earlier update, as all ranks had it, and how it is found; of this epoch only."""
+    number = -(-progress.batch // accumulate) - (progress.update - update)
+    if number < 1 or not isinstance(stream, BatchStream):
+        return None, ""
+    first, last = (number - 1) * accumulate + 1, min(number * accumulate, progress.batch)
+    said = f"one of batches {first:,} to {last:,}" if last > first else ""
+    return describe(stream.undivided(progress.epoch, first - 1), progress.epoch, first), said
+
+
 def blame(
-    error: Exception, micro_batches: Sequence[Any], model: Transformer, progress: Progress, rate: float
+    error: Exception,
+    micro_batches: Sequence[Any],
+    model: Transformer,
+    progress: Progress,
+    rate: float,
+    ranks: Ranks = ALONE,
 ) -> NoReturn:
-    """Raise Diverged if `error` came of an ill-formed batch, else the error itself."""
-    wrong = ill_formed(micro_batches, model)
+    """Raise Diverged if `error` came of an ill-formed batch, else the error itself.
+
+    Of several ranks only this one knows, and the others wait for it: it ends the run, with a DataError if its
+    share is ill-formed (having no rows is not), else with what `Ranks.lost` makes of the error.
+    """
+    wrong, update = ill_formed(micro_batches, model), progress.update + 1
+    if ranks.size > 1 and (wrong is None or not micro_batches[wrong[0]].target_tokens):
+        raise ranks.lost(error, f"update {update:,}") from error
     if wrong is None:
         raise error
     which, words = wrong
     batch = describe(micro_batches[which], progress.epoch, progress.batch - len(micro_batches) + which + 1)
-    update = progress.update + 1
     message = f"update {update:,} cannot be computed ({type(error).__name__}: {words})"
+    if ranks.size > 1:
+        place = f"batch {batch['batch']:,} of epoch {batch['epoch']:,}, this rank's pairs {batch['pairs']}"
+        raise DataError(f"{ranks.name}: {message}: {place}; mend that text, or take it out") from error
     raise Diverged(message, update, rate, DATA, batch) from error

@@ -22,6 +22,7 @@ from ..modules.norms.base import Norm
 
 T = TypeVar("T")
 
+SHOWN = 8  # pairs of a batch that are named
 REMEDIES = (
     "set train.checkpoint_activations=true (a run may be resumed with it), or start again with a smaller"
     " data.max_length or with train.precision=bf16"
@@ -31,11 +32,12 @@ REMEDIES = (
 class Fitting:
     """Computes updates of `model`, in parts where they do not fit.
 
-    `may_split` is to be set to False where forward passes are collective: their number is agreed on then.
+    `rank` names this process where it is one of several. Their number of passes is agreed on: while one of
+    them fails the others wait for its gradients, so nothing is cut then.
     """
 
-    def __init__(self, model: Transformer) -> None:
-        self.model, self.may_split = model, True
+    def __init__(self, model: Transformer, rank: str = "") -> None:
+        self.model, self.rank = model, rank
         self.count = 0  # updates that were computed in parts
         self._untold = ""
 
@@ -91,7 +93,8 @@ class Fitting:
     def _smaller(self, parts: list[Any], failed: int, update: int, reason: str) -> list[Any]:
         batch = parts[failed]
         rows = len(batch.source)
-        what = f"update {update:,}: memory does not hold {_words(batch)} ({reason})"
+        who = f"{self.rank}: " if self.rank else ""
+        what = f"{who}update {update:,}: memory does not hold {_words(batch)} ({reason})"
         if rows == 1:
             pair = _pair(batch)
             named = "" if pair is None else f"; it is pair {pair:,} of those that filtering left"
@@ -101,8 +104,12 @@ class Fitting:
                 f"{what}, and {norm} takes its statistics over all of it, so that parts would be another"
                 " update; set a smaller train.batch_tokens"
             )
-        if not self.may_split:
-            raise OutOfMemory(f"{what}; here it cannot be cut: set a smaller train.batch_tokens")
+        if self.rank:
+            raise OutOfMemory(
+                f"{what}; they are {_pairs(batch)}. Of several processes none cuts its share: set a smaller"
+                " train.batch_tokens and a larger train.accumulate, start more processes, or set"
+                " train.checkpoint_activations=true (a run may be resumed with that)"
+            )
         smaller: list[Any] = []
         for i, part in enumerate(parts):
             if i == failed or (len(part.source) > 1 and _size(part) >= _size(batch)):
@@ -139,6 +146,15 @@ def _pair(batch: Any) -> int | None:
     """The number of a batch's first pair, from 1; None for a foreign stream."""
     indices = getattr(batch, "indices", None)
     return None if indices is None else int(indices[0]) + 1
+
+
+def _pairs(batch: Any) -> str:
+    indices = getattr(batch, "indices", None)
+    if indices is None:
+        return "this rank's share of the batch"
+    shown = ", ".join(f"{index + 1:,}" for index in indices[:SHOWN].tolist())
+    more = ", ..." if len(indices) > SHOWN else ""
+    return f"pairs {shown}{more} of those that filtering left"
 
 
 def _over_the_batch(model: Transformer) -> str:

@@ -145,7 +145,10 @@ class SGD(Rule):
     @staticmethod
     def build(model: nn.Module, config: TrainConfig) -> Optimizer:
         groups = decay_groups(model, config.weight_decay)
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum or 0.0, fused=fused(groups))
+        # torch has no such kernel for parameters that are cut over several processes.
+        plain = all(type(p) is nn.Parameter for group in groups for p in group["params"])
+        one = plain and fused(groups)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum or 0.0, fused=one)
 
 
 @OPTIMIZERS.register(

@@ -74,8 +74,7 @@ class Passes:
         self.layout = Whole(model, label_smoothing) if layout is None else layout
         model.encoder.checkpointed = model.decoder.checkpointed = checkpointed
         self.device = model.output_weight.device
-        self.fitting = Fitting(model)
-        self.fitting.may_split = self.layout.ranks.size == 1  # else ranks agree on the number of passes
+        self.fitting = Fitting(model, self.layout.ranks.name)
 
     def run(
         self, micro_batches: Sequence[Any], update: int, observer: Observer = UNOBSERVED

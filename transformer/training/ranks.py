@@ -66,6 +66,11 @@ class Ranks:
     def chief(self) -> bool:
         return self.rank == 0
 
+    @property
+    def name(self) -> str:
+        """`rank 1 of 4`; empty for the only one."""
+        return f"rank {self.rank} of {self.size}" if self.size > 1 else ""
+
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Tensors of one shape, type and device, each summed over the ranks; no gradient goes through."""
         return tensors
@@ -169,7 +174,7 @@ class Processes(Ranks):
     def lost(self, error: Exception, what: str) -> Exception:
         reason = str(error).strip().partition("\n")[0]
         return RankLost(
-            f"rank {self.rank} of {self.size}: {what} failed ({type(error).__name__}: {reason}). If another"
+            f"{self.name}: {what} failed ({type(error).__name__}: {reason}). If another"
             " process has ended, that is why, and its own message counts. What was saved stays: --resume RUN"
             " goes on from it, and torchrun --max-restarts 3 does so by itself"
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -36,6 +37,9 @@ class Sharded(Whole):
         super().__init__(model, label_smoothing, ranks)
         self.device = model.output_weight.device
         self.twin = frozen_copy(model) if ranks.chief else None
+        scalars = _as_vectors(model)
+        # ReZero hands its gate on through every sublayer. Nothing here is changed in place.
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(self.device.type, (ranks.size,))
         for placement, sublayer in model.sites():
             fully_shard([placement, sublayer], mesh=mesh)
@@ -47,6 +51,7 @@ class Sharded(Whole):
             if isinstance(module, FSDPModule):  # the sum of the ranks' gradients, not their mean
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
+        self.scalars = {id(p) for name, p in model.named_parameters() if name in scalars}
 
     @contextmanager
     def passing(self, last: bool) -> Iterator[None]:
@@ -61,7 +66,7 @@ class Sharded(Whole):
         for name, tensor in self.model.state_dict().items():
             key = names.get(name, id(tensor))
             if key not in gathered:
-                gathered[key] = self._gathered(tensor)
+                gathered[key] = self._gathered(tensor, key)
             whole[name] = gathered[key]
         return whole
 
@@ -71,8 +76,9 @@ class Sharded(Whole):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         state = optimizer.state_dict()
+        ours = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
         moments = {
-            index: {name: self._gathered(each) for name, each in values.items()}
+            index: {name: self._gathered(each, ours[index]) for name, each in values.items()}
             for index, values in state["state"].items()
         }
         return {**state, "state": moments}
@@ -81,7 +87,7 @@ class Sharded(Whole):
         ours = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         moments = {
             index: {
-                name: _like(ours[index], each) if torch.is_tensor(each) and each.ndim else each
+                name: _like(ours[index], each) if torch.is_tensor(each) and name != "step" else each
                 for name, each in values.items()
             }
             for index, values in state["state"].items()
@@ -98,16 +104,38 @@ class Sharded(Whole):
     def number(self, x: Tensor) -> Tensor:
         return x.full_tensor() if isinstance(x, DTensor) else x
 
-    def _gathered(self, each: Any) -> Any:
-        """A slice made whole, in the CPU's memory of the chief; others take part and forget it."""
+    def _gathered(self, each: Any, parameter: int) -> Any:
+        """A slice made whole, in the CPU's memory of the chief; others take part and forget it.
+
+        `parameter`: the id of the one that it is, or is a moment of.
+        """
         if not isinstance(each, DTensor):
             return each
         whole = each.full_tensor().detach()
-        return whole.cpu() if self.ranks.chief else whole.new_empty(0)
+        if not self.ranks.chief:
+            return whole.new_empty(0)
+        return whole.squeeze(0).cpu() if parameter in self.scalars else whole.cpu()
+
+
+def _as_vectors(model: nn.Module) -> set[str]:
+    """Make vectors of one number of all parameters that are scalars, which fully_shard does not take.
+
+    They are multiplied and added alike; in autocast a product with one is float32 where it was bfloat16.
+    Their names. Files have them as scalars, in every layout.
+    """
+    names = {name for name, p in model.named_parameters() if not p.ndim}
+    vectors: dict[int, nn.Parameter] = {}  # what is shared stays shared
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            if not p.ndim:
+                vector = nn.Parameter(p.detach().reshape(1), p.requires_grad)
+                setattr(module, name, vectors.setdefault(id(p), vector))
+    return names
 
 
 def _like(ours: Tensor | None, whole: Tensor) -> Tensor:
     """This rank's slice of a whole tensor, cut as ours is."""
     if not isinstance(ours, DTensor):
         return whole
-    return distribute_tensor(whole.to(ours.device), ours.device_mesh, ours.placements, src_data_rank=None)
+    whole = whole.to(ours.device).reshape(ours.shape) if whole.numel() == 1 else whole.to(ours.device)
+    return distribute_tensor(whole, ours.device_mesh, ours.placements, src_data_rank=None)

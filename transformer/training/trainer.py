@@ -71,7 +71,8 @@ class Trainer:
         self.ranks, self.layout = ranks, layout_of(model, config, ranks)
         ways = config.compile, config.checkpoint_activations, self.layout
         self.passes = Passes(model, precision, config.label_smoothing, seed, *ways)
-        self.monitor = Monitor(model, config.probe_every if self.layout.probed else 0)
+        # Of several ranks the chief alone looks: it always has rows, and it alone writes down what it saw.
+        self.monitor = Monitor(model, config.probe_every if self.layout.probed and ranks.chief else 0)
         self.observer: Observer = self.monitor  # of every update
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.limits = Limits(config, stream, ranks)
@@ -254,10 +255,8 @@ class Trainer:
         try:
             self.step(micro_batches)
         except (IndexError, RuntimeError) as error:
-            update = self.progress.update + 1
-            if self.ranks.size > 1:
-                raise self.ranks.lost(error, f"update {update:,}") from error
-            blame(error, micro_batches, self.model, self.progress, self.schedule.learning_rate(update))
+            rate = self.schedule.learning_rate(self.progress.update + 1)
+            blame(error, micro_batches, self.model, self.progress, rate, self.ranks)
         if reading := self.monitor.read():
             self.logbook.probe(self.progress.update, reading)
 

@@ -54,7 +54,8 @@ class ReZero(Placement):
 
     def forward(self, stream: tuple[Tensor, Tensor], branch: Branch) -> tuple[Tensor, Tensor]:
         x, gate = stream
-        gate = gate if self.gate is None else self.gate
+        # A copy: the later sites use it when this site's parameters may be away (train.parallel: fsdp).
+        gate = gate if self.gate is None else self.gate.clone()
         return x + gate * self.dropout(branch(x)), gate
 
 

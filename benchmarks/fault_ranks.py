@@ -1,0 +1,165 @@
+"""Faults of runs in several processes, started by torchrun: killed, terminated, diverged, stopped early."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fault_trials import ENDED, ROOT, Bench, Row, Running, children, fault, saved_update
+
+OURS = f'File "{ROOT}'  # of a traceback of ours; torchrun has one of its own when a process fails
+
+
+class Together(Running):
+    """torchrun with two processes of train.py, in the place of one process."""
+
+    def __init__(self, argv: list[str], said: Path, restarts: int = 0) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command += [f"--max-restarts={restarts}", str(ROOT / "train.py"), *argv]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.said, self.began, self.at = said, time.monotonic(), time.time()
+        with open(said, "wb") as file:
+            self.torchrun = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+
+    @property
+    def alive(self) -> bool:
+        return self.torchrun.poll() is None
+
+    @property
+    def ranks(self) -> list[int]:
+        return children(self.torchrun.pid)
+
+    def signal(self, number: int) -> None:
+        self.torchrun.send_signal(number)
+
+    def wait(self, seconds: float = 300.0) -> int:
+        try:
+            return self.torchrun.wait(seconds)
+        except subprocess.TimeoutExpired:
+            for process in (*self.ranks, self.torchrun.pid):
+                os.kill(process, signal.SIGKILL)
+            raise AssertionError(f"still running after {seconds} s: {self.text()[-500:]}") from None
+
+
+class Pair(Bench):
+    """A bench whose trainings, the straight one too, have two processes."""
+
+    def start(self, run: Path, *more: str, **limits: Any) -> Running:
+        return Together([str(self.config), "--run-dir", str(run), *more], self._said(run), **limits)
+
+    def resume(self, run: Path, *more: str, **limits: Any) -> Running:
+        return Together(["--resume", str(run), *more], self._said(run), **limits)
+
+
+def _pair(bench: Bench) -> Pair:
+    """One for all the faults of this file, beside the bench of one process."""
+    if not hasattr(bench, "pair"):
+        bench.pair = Pair(bench.folder / "pair", bench.updates)  # type: ignore[attr-defined]
+    return bench.pair  # type: ignore[attr-defined,no-any-return]
+
+
+def _hit(pair: Pair, restarts: int, hit: Callable[[Together], None]) -> tuple[Path, Together]:
+    """A run that was hit once it had saved some random update."""
+    assert pair.straight
+    while True:
+        run, target = pair.fresh(), pair.random.randrange(5, pair.updates - 4)
+        running = pair.start(run, restarts=restarts)
+        assert isinstance(running, Together)
+        while running.alive and saved_update(run) < target:
+            time.sleep(0.002)
+        try:
+            hit(running)
+        except (IndexError, ProcessLookupError):  # it was at its end: that was no hit
+            assert running.wait() == 0, running.text()
+            shutil.rmtree(run)
+        else:
+            return run, running
+
+
+def _one_killed(pair: Pair) -> Callable[[Together], None]:
+    return lambda running: os.kill(pair.random.choice(running.ranks), signal.SIGKILL)
+
+
+@fault("SIGKILL to one of two processes, which torchrun starts anew")
+def restarted(bench: Bench, tries: int) -> Row:
+    row, pair = Row(), _pair(bench)
+    for _ in range(tries):
+        run, running = _hit(pair, 3, _one_killed(pair))
+        pair.judge(running, run, row)
+    return row
+
+
+@fault("SIGKILL to one of two processes; resumed by hand")
+def killed(bench: Bench, tries: int) -> Row:
+    row, pair, told = Row(), _pair(bench), 0
+    for _ in range(tries):
+        run, running = _hit(pair, 0, _one_killed(pair))
+        code, text = running.wait(60), running.text()
+        told += "error: rank " in text
+        if OURS in text:
+            row.add("TRACEBACK", f"exit code {code}: {text[-1500:]}")
+            continue
+        pair.judge(pair.resume(run) if code else running, run, row)
+    row.note = f"the other one ended, {told} times with a message before torchrun ended it"
+    return row
+
+
+def _terminated(pair: Pair, tries: int, hit: Callable[[Together], None]) -> Row:
+    row, slowest = Row(), 0.0
+    for _ in range(tries):
+        run, running = _hit(pair, 0, hit)
+        began = time.monotonic()
+        running.wait(60)
+        slowest = max(slowest, time.monotonic() - began)
+        text, result = running.text(), run / "result.json"
+        status = json.loads(result.read_text())["status"] if result.exists() else "no result"
+        if status not in ("interrupted", "completed") or OURS in text:
+            row.add("UNCLEAR", f"{status}: {text[-1500:]}")
+            continue
+        pair.judge(pair.resume(run), run, row)
+    row.note = f"at most {slowest:.1f} s from the signal to the end of torchrun"
+    return row
+
+
+@fault("SIGTERM to one of two processes")
+def one_terminated(bench: Bench, tries: int) -> Row:
+    pair = _pair(bench)
+    return _terminated(pair, tries, lambda r: os.kill(pair.random.choice(r.ranks), signal.SIGTERM))
+
+
+@fault("SIGTERM to torchrun with two processes")
+def all_terminated(bench: Bench, tries: int) -> Row:
+    return _terminated(_pair(bench), tries, lambda running: running.signal(signal.SIGTERM))
+
+
+def _ends(bench: Bench, tries: int, status: str, said: str, *options: str) -> Row:
+    row, pair = Row(), _pair(bench)
+    for _ in range(tries):
+        run = pair.fresh()
+        running = pair.start(run, *(word for option in options for word in ("--set", option)))
+        code, text, result = running.wait(), running.text(), run / "result.json"
+        found = json.loads(result.read_text())["status"] if result.exists() else "no result"
+        fine = found == status and said in text and OURS not in text and bool(code) == (status == "diverged")
+        row.add(ENDED if fine else "UNCLEAR", f"exit code {code}, {found}: {text[-1500:]}")
+    return row
+
+
+@fault("two processes diverge")
+def diverged(bench: Bench, tries: int) -> Row:
+    """All of them end with 3, once, whatever torchrun makes of it."""
+    loose = ("train.optimizer=sgd", "train.lr=1e30", "train.clip=0", "train.warmup=0")
+    return _ends(bench, max(1, tries // 3), "diverged", "exitcode  : 3", *loose)
+
+
+@fault("two processes stop early, by train.patience")
+def early(bench: Bench, tries: int) -> Row:
+    still = ("train.patience=1", "train.lr=1e-12", "train.validate_every=5")
+    return _ends(bench, max(1, tries // 3), "completed", "patience", *still)
