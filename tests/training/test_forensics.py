@@ -121,7 +121,7 @@ def test_a_run_that_grows_step_by_step_says_which_gradient_rose_and_when(worksho
 
 
 @pytest.mark.parametrize(
-    ("placement", "rate", "far"), [("pre", 100, True), ("post", 2, False)], ids=["far", "not far"]
+    ("placement", "rate", "far"), [("pre", 100, True), ("post", 2.8, False)], ids=["far", "not far"]
 )
 def test_an_explosion_that_stays_finite_says_when_it_rose_and_is_stopped_early_if_it_is_far(
     placement: str, rate: float, far: bool, workshop: Any
