@@ -152,11 +152,12 @@ def translate(task: Task) -> dict[str, Any]:
     engine = ForkedModels([model], PRECISIONS[task.variant])
     batches = text.test_batches(task.data)
     lengths = [len(ids) + 1 for batch in batches for ids in batch]
-    found = translated(
-        lambda beam: search(engine, batches, beam),
-        lambda beam: search(engine, batches[:1], beam),
-        len(lengths),
-    )
+    with engine.working():
+        found = translated(
+            lambda beam: search(engine, batches, beam),
+            lambda beam: search(engine, batches[:1], beam),
+            len(lengths),
+        )
     found["peak_bytes"] = peak_memory(CPU, forked=task.threads if task.threads > 1 else 0)
     return {**found, "limits": translation_limits(task, model, lengths, engine.dtype)}
 
@@ -166,8 +167,7 @@ def search(engine: Models, batches: list[list[list[int]]], beam: int) -> list[tu
     length = shapes.STEPS - 1
     config = DecodeConfig(beam=beam, min_length=length, max_length=length)
     requests = [[Request(i, ids, Limits(length, length)) for i, ids in enumerate(b)] for b in batches]
-    with engine.working():
-        found = engine.search_all(requests, config)
+    found = engine.search_all(requests, config)
     return [(*best.tokens, EOS) for batch in found for (best, *_) in batch]
 
 
