@@ -336,7 +336,8 @@ def test_our_translations_take_as_many_steps_as_the_others(monkeypatch: pytest.M
     engine = Models([model.eval()], "float32")
     for beam in (1, 3):
         steps.clear()
-        found = search(engine, [[[5, 6, 7], [8]]], beam)
+        with engine.working():
+            found = search(engine, [[[5, 6, 7], [8]]], beam)
         assert [(len(row), row[-1]) for row in found] == [(STEPS, EOS)] * 2
         assert len(steps) == STEPS
 
