@@ -63,6 +63,19 @@ def test_where_events_cannot_be_written_the_run_goes_on_without_them(workshop: A
     assert "TensorBoard's events cannot be written" in (trainer.run_dir / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("lack", [OSError, MemoryError])
+def test_where_events_are_lost_on_the_way_the_run_goes_on_too(
+    lack: type[Exception], workshop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise lack("no room")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", lost)
+    trainer = workshop.trainer(tensorboard=True, updates=2)
+    assert trainer.fit().status == "completed"
+    assert "TensorBoard's events cannot be written (no room)" in (trainer.run_dir / "log.txt").read_text()
+
+
 def test_every_line_of_the_metrics_is_strict_json_with_its_update(tmp_path: Path) -> None:
     book = Logbook(tmp_path, tensorboard=False, quiet=True)
     book.open()

@@ -102,10 +102,10 @@ class Logbook:
             return
         try:
             write(self.events)
-        except OSError as error:
+        except (OSError, MemoryError) as error:  # its writer's thread hands its own on
             self._undrawn(error)
 
-    def _undrawn(self, error: OSError) -> None:
+    def _undrawn(self, error: OSError | MemoryError) -> None:
         self.events = None
         with suppress(CheckpointError):  # the disk is full, say, which the next write tells
             self.say(f"TensorBoard's events cannot be written ({error}); the run goes on without them")
