@@ -53,7 +53,7 @@ def command(run: Callable[[Sequence[str]], int]) -> Main:
             _complain(f"error: {named}{error.strerror or error}")
             _discard_stdout()
             return UserError.exit_code
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, SystemError) as error:
             if not is_out_of_memory(error):
                 raise
             _complain(f"error: memory does not suffice ({_first_line(error)}); {MEMORY}")

@@ -78,4 +78,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Did an allocation fail? torch's own class is known by its name, as torch is not imported here."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
+    if isinstance(error, SystemError):  # C code whose allocation failed, and that did not say so
+        return "without exception set" in str(error)
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATORS)
