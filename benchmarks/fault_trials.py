@@ -126,8 +126,9 @@ def _child(command: str, argv: Sequence[str], said: str, file_limit: int | None,
     if room is not None:
         import resource
 
-        import torch._dynamo  # which the optimizers import when they are first used, and sympy with it
-
+        importlib.import_module(
+            "torch._dynamo"
+        )  # optimizers do when they are first used, and sympy comes along
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + room, held + room))
     sys.argv[0] = f"{command}.py"
