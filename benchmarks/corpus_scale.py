@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -274,15 +275,17 @@ def main() -> None:
 
 
 def write(path: Path, lines: list[str], count: int) -> None:
+    from faults import _processor
+
     from transformer.cli.result import commit
 
     text = [
         "# What a corpus costs as it grows",
         "",
-        f"    python benchmarks/corpus_scale.py --rounds {count} --write {path}",
+        f"    python benchmarks/corpus_scale.py {shlex.join(sys.argv[1:])}",
         "",
-        f"Commit {commit() or 'unknown'}; {platform.machine()}, {len(os.sched_getaffinity(0))} cores; "
-        f"median of {count} round(s). Made-up text of about ten words a sentence. Start: from the start of",
+        f"Commit {commit() or 'unknown'}, {date.today()}; {_processor()}, "
+        f"{len(os.sched_getaffinity(0))} cores; median of {count} round(s). Made-up text of about ten words a sentence. Start: from the start of",
         "the process to the end of the first update, with a warm cache. Peaks are VmHWM: mapped pages of",
         "files count.",
         "",

@@ -126,9 +126,7 @@ def _child(command: str, argv: Sequence[str], said: str, file_limit: int | None,
     if room is not None:
         import resource
 
-        importlib.import_module(
-            "torch._dynamo"
-        )  # optimizers do so when first used
+        importlib.import_module("torch._dynamo")  # optimizers do so when first used
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + room, held + room))
     sys.argv[0] = f"{command}.py"
