@@ -284,8 +284,8 @@ def write(path: Path, lines: list[str], count: int) -> None:
         "",
         f"    python benchmarks/corpus_scale.py {shlex.join(sys.argv[1:])}",
         "",
-        f"Commit {commit() or 'unknown'}, {date.today()}; {_processor()}, "
-        f"{len(os.sched_getaffinity(0))} cores; median of {count} round(s). Made-up text of about ten words a sentence. Start: from the start of",
+        f"Commit {commit() or 'unknown'}, {date.today()}; {_processor()}, {len(os.sched_getaffinity(0))} cores;",
+        f"median of {count} round(s). Made-up text of about ten words a sentence. Start: from the start of",
         "the process to the end of the first update, with a warm cache. Peaks are VmHWM: mapped pages of",
         "files count.",
         "",
