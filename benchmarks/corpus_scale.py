@@ -279,12 +279,13 @@ def write(path: Path, lines: list[str], count: int) -> None:
 
     from transformer.cli.result import commit
 
+    cores = len(os.sched_getaffinity(0))
     text = [
         "# What a corpus costs as it grows",
         "",
         f"    python benchmarks/corpus_scale.py {shlex.join(sys.argv[1:])}",
         "",
-        f"Commit {commit() or 'unknown'}, {date.today()}; {_processor()}, {len(os.sched_getaffinity(0))} cores;",
+        f"Commit {commit() or 'unknown'}, {date.today()}; {_processor()}, {cores} cores;",
         f"median of {count} round(s). Made-up text of about ten words a sentence. Start: from the start of",
         "the process to the end of the first update, with a warm cache. Peaks are VmHWM: mapped pages of",
         "files count.",
