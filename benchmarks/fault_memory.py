@@ -7,7 +7,7 @@ import math
 import shutil
 from pathlib import Path
 
-from fault_trials import EXACT, REFUSED, SAME, WORDS, Bench, Row, Running, fault
+from fault_trials import CRASHED, EXACT, REFUSED, SAME, WORDS, Bench, Row, Running, fault
 
 OPTIONS = """\
     model.dropout=0 model.max_length=256 data.max_length=200 data.tokenizer.sampling=0
@@ -49,6 +49,8 @@ def short(bench: Bench, tries: int) -> Row:
             close = len(found) == len(expected) and all(map(_close, found, expected))
             parts = "memory did not hold" in text
             row.add((SAME if parts else EXACT) if close else "OTHER NUMBERS", f"{found} {expected}")
+        elif code < 0 and bench.resume(short).wait() == 0 and all(map(_close, _losses(short), expected)):
+            row.add(CRASHED, text[-500:])
         elif code == 1 and "memory" in text and "set " in text:
             row.add(REFUSED, text.strip().splitlines()[-1])
         else:

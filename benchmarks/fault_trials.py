@@ -62,6 +62,7 @@ decode: {{beam: 2, max_length: 12}}
 CLOCKS = ("seconds", "tokens_per_second", "target_tokens_per_second", "commit", "command")
 EXACT, REFUSED, ENDED = "went on exactly", "refused with a remedy", "ended as documented"
 SAME = "went on in parts, the same to rounding"
+CRASHED = "crashed in a library that does not check whether it got memory; resumed, the same"
 REMEDIES = (
     "put back",
     "--resume",
@@ -89,9 +90,8 @@ class Row:
     @property
     def bad(self) -> dict[str, int]:
         """Outcomes that may not be."""
-        return {
-            name: count for name, count in self.outcomes.items() if name not in (EXACT, REFUSED, ENDED, SAME)
-        }
+        good = (EXACT, REFUSED, ENDED, SAME, CRASHED)
+        return {name: count for name, count in self.outcomes.items() if name not in good}
 
     def add(self, outcome: str, example: str = "") -> None:
         self.outcomes[outcome] += 1

@@ -155,7 +155,7 @@ def translate(task: Task) -> dict[str, Any]:
     with engine.working():
         found = translated(
             lambda beam: search(engine, batches, beam),
-            lambda beam: search(engine, batches[:1], beam),
+            lambda beam: search(engine, batches[: task.threads], beam),  # each process casts its weights
             len(lengths),
         )
     found["peak_bytes"] = peak_memory(CPU, forked=task.threads if task.threads > 1 else 0)

@@ -101,6 +101,38 @@ def test_a_killed_process_is_said_and_none_is_left() -> None:
 
 
 @forks
+@pytest.mark.parametrize("lack", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_a_process_lacks_is_said_as_if_it_were_this_one(
+    lack: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(*_: object) -> None:
+        raise lack
+
+    monkeypatch.setattr(ForkedModels, "search", search)
+    with pytest.raises(MemoryError, match=str(lack).partition(":")[0] or "process of its own"):
+        found([Transformer(50, 50, **SHAPE)], DecodeConfig(), True, ForkedModels)
+
+
+@forks
+@pytest.mark.parametrize("started", [0, 1])
+def test_where_no_more_processes_can_be_had_the_others_do_it(
+    started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork, forks = os.fork, iter(range(10))
+
+    def lacking() -> int:
+        if next(forks) >= started:
+            raise BlockingIOError("no more")
+        return fork()
+
+    models = [Transformer(50, 50, **SHAPE)]
+    alone = found(models, DecodeConfig(), together=False)
+    monkeypatch.setattr(os, "fork", lacking)
+    together = found(models, DecodeConfig(), True, ForkedModels)
+    assert [h.tokens for h in chain(*chain(*together))] == [h.tokens for h in chain(*chain(*alone))]
+
+
+@forks
 def test_processes_end_with_the_one_that_forked_them() -> None:
     """Although each inherits the ends of the pipes to those before it."""
     context = multiprocessing.get_context("fork")

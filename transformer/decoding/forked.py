@@ -2,7 +2,8 @@
 
 A search is thousands of short operators, and after each its thread needs the interpreter again. A forked
 process has its own, begins at once and shares the parameters. It is for programs that do little else, as
-translate.py: a process that is forked while other threads hold locks may wait for these forever.
+translate.py: a process that is forked while other threads hold locks may wait for these forever. Whoever
+forks a process of his own after torch has worked, a daemon say, gives it one thread: torch's are not forked.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
-from ..core.errors import UserError
+from ..core.errors import UserError, is_out_of_memory
 from .config import DecodeConfig
 from .engine import Models, Request
 from .hypothesis import Hypothesis
@@ -47,16 +48,23 @@ class ForkedModels(Models):
             try:
                 yield
             finally:
-                for worker in self._workers:
-                    worker.end()
+                if self._workers:
+                    with _signals_held():
+                        for worker in self._workers:
+                            worker.end()
 
     def search_all(self, batches: Sequence[Sequence[Request]], config: DecodeConfig) -> list[Found]:
         processes = torch.get_num_threads()
         forks = sys.platform == "linux" and not multiprocessing.current_process().daemon
         if not (self._packed and forks and 1 < processes <= len(batches)):
             return super().search_all(batches, config)
-        while len(self._workers) < processes:
-            self._workers.append(_Worker(self, self._workers))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what is wrong with it is not the fork's fault
+        with suppress(OSError), _signals_held():  # no more processes: those that are there do it
+            while len(self._workers) < processes:
+                self._workers.append(_Worker(self, self._workers))
+        if not self._workers:
+            return super().search_all(batches, config)
         return _share(batches, config, self._workers)
 
 
@@ -96,11 +104,7 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         ours = [self.pipe, *(other.pipe for other in others)]
         self.process = context.Process(target=_serve, args=(theirs, ours, models), daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until the process has its own handlers
-        try:
-            self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.process.start()
         theirs.close()  # else the pipe would stay open when the process dies
 
     def ask(self, question: Any) -> None:
@@ -138,6 +142,16 @@ class _Worker:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait, until a forked process has handlers of its own and all are known here."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(pipe: Connection, held: Sequence[Connection], models: Models) -> None:
     """Answer questions until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that writes; it ends this one
@@ -152,6 +166,8 @@ def _serve(pipe: Connection, held: Sequence[Connection], models: Models) -> None
             pipe.send(_found(models, batch, config))
         except (EOFError, OSError):
             os._exit(0)  # nobody is there any more
+        except MemoryError:  # of the pipe: who asked tells that this process is gone
+            os._exit(1)
 
 
 def _found(models: Models, batch: Sequence[Request], config: DecodeConfig) -> tuple[bool, object]:
@@ -160,5 +176,7 @@ def _found(models: Models, batch: Sequence[Request], config: DecodeConfig) -> tu
         return True, models.search(batch, config)
     except UserError as error:
         return False, error
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            return False, MemoryError(str(error) or "in a process of its own")
         return False, traceback.format_exc()

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..core.errors import UserError
+from ..core.errors import UserError, is_out_of_memory
 from ..core.signals import held
 from .config import DecodeConfig
 from .forked import WorkerLost
@@ -170,6 +170,9 @@ def _answer(pipe: Connection, find: Callable[[], object]) -> None:
         answer: tuple[bool, object] = True, find()
     except UserError as error:
         answer = False, error
-    except Exception:
-        answer = False, traceback.format_exc()
+    except Exception as error:
+        if is_out_of_memory(error):
+            answer = False, MemoryError(str(error) or "in a process of its own")
+        else:
+            answer = False, traceback.format_exc()
     pipe.send(answer)

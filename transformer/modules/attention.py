@@ -64,8 +64,10 @@ def attend(
 ) -> Tensor:
     """softmax(Q K^T / sqrt(K)) V. (B, H, T, K), (B, H, S, K) twice -> (B, H, T, K).
 
-    torch's kernel, or written out where that is faster.
+    torch's kernel, or written out where that is faster. `causal` is of T = S and goes without a mask. What a
+    row gets that may attend to nothing is not defined.
     """
+    assert not (causal and mask is not None)
     if not _faster_written_out(query, keys):
         probability = dropout.p if dropout.training else 0.0
         return F.scaled_dot_product_attention(query, keys, values, mask, probability, is_causal=causal)
