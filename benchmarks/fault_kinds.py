@@ -144,7 +144,8 @@ def two_at_once(bench: Bench, tries: int) -> Row:
         code, text = loser.wait(), loser.text()
         known = f"process {winner.process.pid} on " in text or "already holds a run" in text
         if code not in (1, 2) or "Traceback" in text or not known:
-            row.add("UNCLEAR", f"exit code {code}: {text[-500:]}")
+            who = f"{loser.process.pid} beside {winner.process.pid}, case {number % 3}"
+            row.add("UNCLEAR", f"{who}, exit code {code}: {text[-500:]}")
             winner.wait()
             continue
         row.examples.setdefault("refused", text.strip().splitlines()[-1])
