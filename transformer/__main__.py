@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -27,9 +28,18 @@ COMMANDS = {
 
 
 def program(*first: str) -> int:
-    """`main` of a process of its own: with what stands on its command line, after `first`."""
+    """`main` of a process of its own: with what stands on its command line, after `first`.
+
+    A process of torchrun's ends here when all is done: a thread of torch's that is at work while the
+    interpreter takes itself down may abort it, which torchrun would take for a failure of the run.
+    """
     end_quietly()
-    return main([*first, *sys.argv[1:]])
+    code = main([*first, *sys.argv[1:]])
+    if "TORCHELASTIC_RESTART_COUNT" in os.environ:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(code)
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

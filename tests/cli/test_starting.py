@@ -61,3 +61,15 @@ def test_a_command_takes_ctrl_c_up_where_it_is_not_ignored(
     assert command(lambda _: seen.append(signal.getsignal(signal.SIGINT)) or 0)([]) == 0  # type: ignore[func-returns-value]
     assert seen == [signal.default_int_handler if before == signal.SIG_DFL else signal.SIG_IGN]
     assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+def test_a_process_of_torchrun_s_ends_before_the_interpreter_takes_itself_down(supervised: bool) -> None:
+    code = "import atexit, sys; atexit.register(print, 'down'); from transformer.__main__ import program"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_RESTART_COUNT": "0"}
+    if not supervised:
+        del environment["TORCHELASTIC_RESTART_COUNT"]
+    command = [sys.executable, "-c", f"{code}; sys.exit(program())", "nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (2, "" if supervised else "down\n")
+    assert "nonsense" in done.stderr  # what was said is not lost
