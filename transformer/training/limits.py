@@ -70,7 +70,7 @@ class Limits:
     def _reached(self, progress: Progress) -> str:
         config = self.config
         if config.updates is not None and progress.update >= config.updates:
-            return f"train.updates: {config.updates:,} updates done"
+            return f"train.updates: {progress.update:,} updates done"
         if config.epochs is not None:
             ended = progress.batch >= self.stream.batches_in(progress.epoch)
             if progress.epoch > config.epochs or (progress.epoch == config.epochs and ended):
