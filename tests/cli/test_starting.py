@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,11 @@ def started(program: list[str], folder: Path, torch: str) -> subprocess.Popen[st
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
     pipe = subprocess.PIPE
     command = [sys.executable, *program]
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=folder)
+    # As a terminal starts it: what runs in the background of a shell ignores Ctrl-C, and so do its children.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=folder, preexec_fn=heard
+    )
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda words: Path(words[0]).name)
