@@ -237,9 +237,7 @@ LEVERS: dict[str, Lever] = {
     ),
     "scored rows": Lever("only rows that are scored are projected (against padding as well)", with_padding),
     "dropout": Lever("dropout from 16 random bits (against torch's)", torch_dropout),
-    "attention": Lever(
-        "written-out attention in bf16 training (against torch's kernel)", kernel_attention, idle=(FLOAT32,)
-    ),
+    "attention": Lever("attention written out where it is faster (against torch's kernel)", kernel_attention),
     "projections": Lever("queries, keys and values as one product (against one each)", apart),
     "products": Lever("large products by oneDNN (against torch's default)", other_products, idle=(BF16,)),
     "optimizer": Lever("fused Adam (against one tensor after another)", loop_optimizer),

@@ -11,7 +11,8 @@ import pytest
 from transformer.cli.command import whole_number
 from transformer.cli.translate import _parser, _translator, decode_config
 from transformer.cli.translate import main as translate
-from transformer.decoding.processes import SpreadTranslator, WorkerLost
+from transformer.decoding.answers import WorkerLost
+from transformer.decoding.processes import SpreadTranslator
 
 LINES = ["one two red", "", "small cat sees", "house", "two", "cat sees red house", " ", "one"] * 3
 

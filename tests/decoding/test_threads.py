@@ -18,8 +18,9 @@ import torch
 from transformer import Transformer
 from transformer.core.errors import CheckpointError
 from transformer.decoding import DecodeConfig, Hypothesis, Limits
+from transformer.decoding.answers import WorkerLost
 from transformer.decoding.engine import Models, Request
-from transformer.decoding.forked import ForkedModels, WorkerLost
+from transformer.decoding.forked import ForkedModels
 from transformer.modules.products import has_onednn
 
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="one batch at a time without them")

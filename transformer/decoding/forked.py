@@ -12,24 +12,20 @@ import multiprocessing
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
 import torch
 
-from ..core.errors import UserError, is_out_of_memory
+from ..core.signals import held
+from .answers import answer_of, receive, send
 from .config import DecodeConfig
 from .engine import Models, Request
 from .hypothesis import Hypothesis
 
 Found = list[list[Hypothesis]]
-
-
-class WorkerLost(UserError):
-    """A process ended before it had answered."""
 
 
 class ForkedModels(Models):
@@ -49,7 +45,7 @@ class ForkedModels(Models):
                 yield
             finally:
                 if self._workers:
-                    with _signals_held():
+                    with held(*_SIGNALS):
                         for worker in self._workers:
                             worker.end()
 
@@ -60,7 +56,7 @@ class ForkedModels(Models):
             return super().search_all(batches, config)
         if sys.stdout is not None:
             sys.stdout.flush()  # what is wrong with it is not the fork's fault
-        with suppress(OSError), _signals_held():  # no more processes: those that are there do it
+        with suppress(OSError), held(*_SIGNALS):  # no more processes: those that are there do it
             while len(self._workers) < processes:
                 self._workers.append(_Worker(self, self._workers))
         if not self._workers:
@@ -107,31 +103,11 @@ class _Worker:
         self.process.start()
         theirs.close()  # else the pipe would stay open when the process dies
 
-    def ask(self, question: Any) -> None:
-        try:
-            self.pipe.send(question)
-        except OSError as error:
-            raise self._lost() from error
+    def ask(self, question: object) -> None:
+        send(self.process, self.pipe, question, _UNTIL, _REMEDY)
 
     def answer(self) -> Found:
-        try:
-            done, value = self.pipe.recv()
-        except (EOFError, OSError) as error:
-            raise self._lost() from error
-        if done:
-            return value  # type: ignore[no-any-return]
-        if isinstance(value, Exception):
-            raise value
-        raise RuntimeError(f"in a process of its own:\n{value}")
-
-    def _lost(self) -> WorkerLost:
-        self.process.join(5)
-        code = self.process.exitcode
-        how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
-        return WorkerLost(
-            f"translating process {self.process.pid} ended {how} with lines unanswered, of which nothing is"
-            " written; if memory ran out, give fewer --threads or a smaller --batch-tokens"
-        )
+        return receive(self.process, self.pipe, _UNTIL, _REMEDY)  # type: ignore[no-any-return]
 
     def end(self) -> None:
         self.process.kill()
@@ -139,44 +115,23 @@ class _Worker:
         self.pipe.close()
 
 
+_UNTIL, _REMEDY = "before it had answered its lines, of which nothing is written", "--threads"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait, until a forked process has handlers of its own and all are known here."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _serve(pipe: Connection, held: Sequence[Connection], models: Models) -> None:
+def _serve(pipe: Connection, inherited: Sequence[Connection], models: Models) -> None:
     """Answer questions until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that writes; it ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    for other in held:  # inherited; open here, they would keep others waiting when that process dies
+    for other in inherited:  # open here, they would keep others waiting when that process dies
         other.close()
     torch.set_num_threads(1)  # also: torch's threads were not forked, and nobody may wait for them
     while True:
         try:
             batch, config = pipe.recv()
-            pipe.send(_found(models, batch, config))
+            pipe.send(answer_of(partial(models.search, batch, config)))
         except (EOFError, OSError):
             os._exit(0)  # nobody is there any more
         except MemoryError:  # of the pipe: who asked tells that this process is gone
             os._exit(1)
-
-
-def _found(models: Models, batch: Sequence[Request], config: DecodeConfig) -> tuple[bool, object]:
-    """What is found, or why nothing is."""
-    try:
-        return True, models.search(batch, config)
-    except UserError as error:
-        return False, error
-    except Exception as error:
-        if is_out_of_memory(error):
-            return False, MemoryError(str(error) or "in a process of its own")
-        return False, traceback.format_exc()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,10 +21,10 @@ from typing import Any, Literal
 
 import torch
 
-from ..core.errors import UserError, is_out_of_memory
+from ..core.errors import UserError
 from ..core.signals import held
+from .answers import WorkerLost, answer_of, receive, send
 from .config import DecodeConfig
-from .forked import WorkerLost
 from .translation import Score, Translation
 from .translator import Chunk, LineTranslator, chunks, paired
 
@@ -46,7 +45,7 @@ class SpreadTranslator:
         """`threads`: of each process; 0 shares out what torch takes for one."""
         self.config = config
         each = threads or max(1, torch.get_num_threads() // len(builds))
-        self.workers = [_Worker(number, build, each) for number, build in enumerate(builds, start=1)]
+        self.workers = [_Worker(build, each) for build in builds]
         self.pool = ThreadPoolExecutor(len(builds))
         self.free: SimpleQueue[_Worker] = SimpleQueue()
 
@@ -106,9 +105,8 @@ class SpreadTranslator:
 class _Worker:
     """A process and the pipe to it: one question at a time."""
 
-    def __init__(self, number: int, build: Build, threads: int) -> None:
+    def __init__(self, build: Build, threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would share CUDA's state, which it cannot
-        self.number = number
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, build, threads), daemon=True)
         resource_tracker.ensure_running()  # starting it would let through the signal that is held
@@ -119,31 +117,11 @@ class _Worker:
     def ask(self, method: Method, chunk: Chunk) -> Any:
         first, last = chunk[0][0] + 1, chunk[-1][0] + 1
         what = f"before it had answered lines {first} to {last}, of which nothing is written"
-        try:
-            self.pipe.send((method, chunk))
-        except OSError as error:
-            raise self._lost(what) from error
+        send(self.process, self.pipe, (method, chunk), what, "--processes")
         return self.answer(what)
 
     def answer(self, what: str) -> Any:
-        try:
-            done, value = self.pipe.recv()
-        except (EOFError, OSError) as error:
-            raise self._lost(what) from error
-        if done:
-            return value
-        if isinstance(value, Exception):
-            raise value
-        raise RuntimeError(f"in process {self.number}:\n{value}")
-
-    def _lost(self, what: str) -> WorkerLost:
-        self.process.join(5)
-        code = self.process.exitcode
-        how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
-        return WorkerLost(
-            f"translating process {self.number} (pid {self.process.pid}) ended {how} {what};"
-            " if memory ran out, give fewer --processes or a smaller --batch-tokens"
-        )
+        return receive(self.process, self.pipe, what, "--processes")
 
     def end(self) -> None:
         self.process.terminate()
@@ -156,23 +134,9 @@ def _serve(pipe: Connection, build: Build, threads: int) -> None:
     torch.set_num_threads(threads)
     made: list[LineTranslator] = []
     try:
-        _answer(pipe, lambda: made.append(build()))
+        pipe.send(answer_of(lambda: made.append(build())))
         while made:
             method, chunk = pipe.recv()
-            _answer(pipe, partial(getattr(made[0], method), chunk))
+            pipe.send(answer_of(partial(getattr(made[0], method), chunk)))
     except (EOFError, OSError):
         os._exit(0)  # nobody is there any more
-
-
-def _answer(pipe: Connection, find: Callable[[], object]) -> None:
-    """Send what `find` returns, or why it does not."""
-    try:
-        answer: tuple[bool, object] = True, find()
-    except UserError as error:
-        answer = False, error
-    except Exception as error:
-        if is_out_of_memory(error):
-            answer = False, MemoryError(str(error) or "in a process of its own")
-        else:
-            answer = False, traceback.format_exc()
-    pipe.send(answer)
