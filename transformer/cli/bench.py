@@ -174,6 +174,7 @@ def _facts(
         "limit": limit,
         "share_of_limit": median / limit,
         "operations": work.operations / amount,
+        "bytes": work.bytes / amount,
         "products": ceilings.products[dtype],
         "copy": ceilings.copy,
     }
