@@ -185,7 +185,23 @@ def read_norm(trainer: Trainer) -> Iterator[None]:
 
 
 def other_products(trainer: Trainer) -> AbstractContextManager[object]:
-    return patch.object(products_module, "_is_for_onednn", lambda x, weight: False)
+    return patch.object(products_module, "_is_ours", lambda *_: False)
+
+
+@contextmanager
+def sizes_of_batches(trainer: Trainer) -> Iterator[None]:
+    """On a stream of its own, so that both ways see the same batches."""
+    with other_products(trainer), patch.object(trainer, "stream", twin(trainer.stream)):
+        yield
+
+
+@cache
+def twin(stream: BatchStream) -> BatchStream:
+    return copy.copy(stream)
+
+
+def no_onednn() -> str:
+    return "" if products_module._prefers_onednn() else "torch's default is taken on this processor"
 
 
 def made_when_asked(trainer: Trainer) -> AbstractContextManager[object]:
@@ -236,10 +252,18 @@ LEVERS: dict[str, Lever] = {
         missing=has_torchs_loss,
     ),
     "scored rows": Lever("only rows that are scored are projected (against padding as well)", with_padding),
-    "dropout": Lever("dropout from 16 random bits (against torch's)", torch_dropout),
+    "dropout": Lever("dropout from random bytes (against torch's)", torch_dropout),
     "attention": Lever("attention written out where it is faster (against torch's kernel)", kernel_attention),
     "projections": Lever("queries, keys and values as one product (against one each)", apart),
-    "products": Lever("large products by oneDNN (against torch's default)", other_products, idle=(BF16,)),
+    "products": Lever(
+        "large products by oneDNN (against torch's default)", other_products, idle=(BF16,), missing=no_onednn
+    ),
+    "sizes": Lever(
+        "products of few sizes, on ever new batches (against the sizes of the batches)",
+        sizes_of_batches,
+        run=streamed,
+        idle=(FLOAT32,),
+    ),
     "optimizer": Lever("fused Adam (against one tensor after another)", loop_optimizer),
     "clipping": Lever(
         "clipping that waits for no number (against clip_grad_norm_ and its norm's .item())", read_norm

@@ -91,7 +91,7 @@ def test_dropout_drops_with_probability_p_and_keeps_the_mean(p: float) -> None:
     x = torch.ones(400_003, requires_grad=True)
     y = Dropout(p)(x)
     dropped = (y == 0).float().mean().item()
-    assert dropped == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / x.numel()) + 1 / 65536)
+    assert dropped == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / x.numel()))
     assert y.mean().item() == pytest.approx(1.0, abs=0.01)
     assert y[y != 0].unique().numel() == 1
     (gradient,) = torch.autograd.grad(y.sum(), x)
@@ -109,15 +109,17 @@ def test_dropout_masks_are_independent_between_calls_and_follow_the_seed() -> No
 
 
 def test_dropout_has_no_pattern_between_neighbours() -> None:
-    """Four elements share one 64-bit word: their joint frequencies are those of independent draws."""
-    kept = (Dropout(0.5)(torch.ones(400_000)) > 0).view(-1, 4).long()
-    codes = (kept * torch.tensor([8, 4, 2, 1])).sum(1).bincount(minlength=16) / 100_000
-    torch.testing.assert_close(codes, torch.full((16,), 1 / 16), atol=0.005, rtol=0)
+    """Eight elements share one 64-bit word: their joint frequencies are those of independent draws."""
+    kept = (Dropout(0.3)(torch.ones(1_600_000)) > 0).view(-1, 8).long()
+    codes = (kept * 2 ** torch.arange(8)).sum(1).bincount(minlength=256) / 200_000
+    dropped = 8 - torch.tensor([code.bit_count() for code in range(256)])
+    expected = 0.3**dropped * 0.7 ** (8 - dropped)
+    deviations = (codes - expected) / (expected * (1 - expected) / 200_000).sqrt()
+    assert deviations[expected > 1e-4].abs().max() < 5, "in standard deviations"
 
 
 @pytest.mark.parametrize("p", [2**-19, 1 - 2**-19])
-def test_dropout_is_right_where_sixteen_bits_cannot_tell_p(p: float) -> None:
-    """Rounded to a multiple of 2**-16 these would be 0 and 1."""
+def test_dropout_is_right_where_a_byte_cannot_tell_p(p: float) -> None:
     torch.manual_seed(3)
     x = torch.ones(1 << 22)
     y = Dropout(p)(x)
@@ -128,17 +130,23 @@ def test_dropout_is_right_where_sixteen_bits_cannot_tell_p(p: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("p", [1 / 65536, 0.1, 0.75, 65535 / 65536])
-def test_dropout_keeps_what_its_sixteen_bits_say(p: float, dtype: torch.dtype) -> None:
-    """The same draws, compared one by one in whole numbers: those below p 65536 are dropped."""
+@pytest.mark.parametrize("p", [1 / 4096, 1 / 256, 0.1, 0.75, 255 / 256, 4095 / 4096])
+def test_dropout_drops_what_its_bytes_and_its_places_say(p: float, dtype: torch.dtype) -> None:
+    """The same draws, looked at one by one: bytes below 256 p, and places of which there are a Poisson's."""
     x = torch.randn(4_001, dtype=dtype, requires_grad=True)
     torch.manual_seed(5)
     y = Dropout(p)(x)
     torch.manual_seed(5)
-    bits = torch.empty(1_001, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:4_001].int()
-    levels = round(p * 65536)
-    keep = bits + 32768 >= levels
-    scale = 65536 / (65536 - levels)
+    keep, level = torch.ones(4_001, dtype=torch.bool), math.floor(p * 256)
+    if level:
+        drawn = torch.empty(501, dtype=torch.int64).random_(-(2**63), None).view(torch.int8)[:4_001].tolist()
+        keep = torch.tensor([byte + 128 >= level for byte in drawn])
+    if level != p * 256:
+        left = 1 - (1 - p) * 256 / (256 - level)
+        mean = torch.tensor(-4_001 * math.log(1 - left), dtype=torch.float64)
+        for place in torch.randint(4_001, (int(torch.poisson(mean)),)).tolist():
+            keep[place] = False
+    scale = 1 / (1 - p)
     assert torch.equal(y, torch.where(keep, x, 0) * scale)
     (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
     assert torch.equal(gradient, keep.to(dtype) * scale)

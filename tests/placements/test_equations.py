@@ -154,7 +154,7 @@ def test_dropout_is_on_the_branchs_output_and_never_on_the_residual(placement: s
     """
     model = build(placement, norm="none" if usual(placement) == "none" else "layer_simple")
     for residual, _ in list(model.encoder.sites())[:2]:
-        residual.dropout.p = 0.999999  # the sampler rounds to 16 bits: a few in 10^5 would be kept
+        residual.dropout.p = 0.999999
         residual.train()
         stream = residual.open(torch.randn(2, 3, 16))
         dropped = residual(stream, torch.randn_like)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -133,11 +133,21 @@ def test_probe_and_log_are_read_at_each_update_with_the_lever_off(trainer: Train
 # --- translation
 
 
+@pytest.fixture(scope="module", params=["auto", "float32"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A model of its own that has learnt something: where many translations are nearly as good, as with
+    initial weights, number formats choose differently."""
+    trainer = levers.trainer_of("tiny", tmp_path_factory.mktemp("run"), DEMO, 1, request.param)
+    for batch in islice(chain.from_iterable(map(trainer.stream.epoch, count(1))), 60):
+        trainer.step([batch])
+    return trainer
+
+
 @pytest.fixture
-def setting(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> lever_translation.Setting:
+def setting(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> lever_translation.Setting:
     monkeypatch.setattr(lever_translation, "CHECKED", 6)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    return levers.setting_of(trainer, 3, str(trainer.config.precision), 12)
+    return levers.setting_of(trained, 3, str(trained.config.precision), 12)
 
 
 @pytest.mark.parametrize("name", lever_translation.LEVERS)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from ..core.special import PAD
 from ..modules.products import multiply
@@ -80,6 +81,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         recorded: bool,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        count, dtype = len(rows), rows.dtype
+        if rows.device.type == "cpu":  # whole chunks: a product of another size is another kernel, to be made
+            spare = -count % _rows_at_once(rows, weight)
+            rows, targets = F.pad(rows, (0, 0, 0, spare)), F.pad(targets, (0, spare), value=PAD)
         scored = (targets != PAD)[:, None]
         inputs, matrix = rows.to(exact) * scored, weight.to(exact)
         wants_rows, wants_weight = (recorded and wants for wants in ctx.needs_input_grad[:2])
@@ -93,11 +98,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss = (loss * scored.squeeze(1)).sum()
             if rows_gradient is not None:
                 rows_gradient -= smoothing * mean
-                rows_gradient *= scored
+                rows_gradient = (rows_gradient * scored)[:count]
             if weight_gradient is not None:
                 weight_gradient -= smoothing / len(matrix) * inputs.sum(0)
         ctx.save_for_backward(rows_gradient, weight_gradient)
-        ctx.dtypes = rows.dtype, weight.dtype
+        ctx.dtypes = dtype, weight.dtype
         ctx.mark_non_differentiable(nll)
         return loss, nll
 
@@ -107,6 +112,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         rows, weight = (None if g is None else (g * scale).to(dtype) for g, dtype in gradients)
         return rows, weight, None, None, None, None
+
+
+def _rows_at_once(rows: Tensor, weight: Tensor) -> int:
+    """Of a chunk: as few as there are, or a number that kernels like."""
+    most = max(1, _CHUNK.get(rows.device.type, _CHUNK_ELSEWHERE) // len(weight))
+    return max(1, min(len(rows), most if most < 32 else most // 32 * 32))
 
 
 def _in_chunks(
@@ -124,9 +135,8 @@ def _in_chunks(
     weight's part. Chunks make up groups, whose gradients to the logits are multiplied at once. The buffers
     serve all of them: fresh memory would cost more than what is done in it.
     """
-    exact, chunk = inputs.dtype, max(1, _CHUNK.get(inputs.device.type, _CHUNK_ELSEWHERE) // len(matrix))
-    chunk = min(chunk, len(inputs))
-    group = max(chunk, min(_GROUP // len(matrix), len(inputs)))
+    exact, chunk = inputs.dtype, _rows_at_once(inputs, matrix)
+    group = max(chunk, min(_GROUP // len(matrix) // chunk * chunk, len(inputs)))
     low, projection = inputs.to(product), matrix.to(product)
     log_sum, target_logit = inputs.new_empty(2, len(inputs)).unbind()
     rows_gradient = torch.empty_like(inputs) if wants_rows else None
