@@ -25,19 +25,37 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tens
     multiplied by first.
     """
     whole, of_columns = rounded(weight.detach())
-    transposed, of_columns = whole.T, of_columns.squeeze(1)
+    outputs = len(whole)
     bias = None if bias is None else bias.detach().clone()
+    scaled = (_by_onednn if has_scaling() and whole.shape[1] <= _TERMS else _by_torch)(
+        whole, of_columns.squeeze(1)
+    )
 
     def product(x: Tensor) -> Tensor:
         rows, of_rows = rounded(x.reshape(-1, x.shape[-1]))
-        made = _sums(rows, transposed).mul_(of_columns)
+        made = scaled(rows)
         if bias is None:
             made *= of_rows
         else:
             torch.addcmul(bias, made, of_rows, out=made)
-        return made.view(*x.shape[:-1], len(whole))
+        return made.view(*x.shape[:-1], outputs)
 
     return product
+
+
+def _by_onednn(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """Int8 (R, K) -> float32 (R, N), by int8 W (N, K), ordered for the kernel once, and its rows' scales (N,).
+
+    One pass makes the sums and scales them.
+    """
+    packed = torch.ops.onednn.qlinear_prepack(whole, None)
+    settings = packed, scales, torch.zeros(len(whole), dtype=torch.int32), None, 1.0, 0, torch.float32
+    return lambda rows: torch.ops.onednn.qlinear_pointwise(rows, 1.0, 0, *settings, "none", [], "")
+
+
+def _by_torch(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """The same where oneDNN has no such product."""
+    return lambda rows: _sums(rows, whole.T).mul_(scales)
 
 
 def _sums(rows: Tensor, columns: Tensor) -> Tensor:
@@ -61,6 +79,17 @@ def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     tiny = torch.finfo(torch.float32).tiny
     scales = x.abs().amax(-1, keepdim=True).clamp_min_(tiny * _LARGEST).div_(_LARGEST)
     return (x / scales).round_().to(torch.int8), scales
+
+
+@cache
+def has_scaling() -> bool:
+    """Has this torch oneDNN's product that scales its sums? Asked by the largest numbers there are."""
+    ones = torch.full((32, 96), _LARGEST, dtype=torch.int8)
+    try:
+        made = _by_onednn(-ones, torch.full((32,), 0.5))(ones)
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return made.dtype == torch.float32 and bool((made == -96 * _LARGEST**2 / 2).all())
 
 
 @cache
