@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -114,6 +115,8 @@ def _watched(fault: Fault, training: Training, limit: float) -> list[Ending]:
 
 
 def message(text: str) -> str:
-    """What the rank itself has said at its end; empty if nothing."""
+    """What the rank itself has said at its end, without gloo's advice; empty if nothing."""
     said = [line for line in text.splitlines() if "error: rank " in line]
-    return said[-1].partition("error: ")[2] if said else ""
+    words = said[-1].partition("error: ")[2] if said else ""
+    words = re.sub(r"\[/\S+/(\w+\.cc:\d+)\]", r"\1:", words)  # the path is of who has built torch
+    return words.partition(". This is typically")[0].partition("). If another process")[0]

@@ -47,10 +47,15 @@ def missing() -> str:
         if shutil.which(program) is None:
             return f"{program} is not installed: apt-get install iproute2"
     probe = f"{PREFIX}-{os.getpid()}-probe"
-    done = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"network namespaces cannot be made here: {done.stderr.strip()}"
-    remove(probe)
+    try:
+        ip("netns", "add", probe)
+        try:
+            ip("-n", probe, "link", "add", "bridge", "type", "bridge")
+            ip("-n", probe, "link", "add", "port", "type", "veth", "peer", "name", "eth0")
+        finally:
+            remove(probe)
+    except NoNetwork as error:
+        return f"network namespaces cannot be made here: {error}"
     return ""
 
 
@@ -83,7 +88,11 @@ def remove_abandoned() -> None:
     """Remove the namespaces of programs that were killed before they could."""
     for namespace in namespaces():
         if not Path("/proc", namespace.split("-")[2]).exists():
-            remove(namespace)
+            try:
+                remove(namespace)
+            except NoNetwork:
+                if namespace in namespaces():  # and not removed by another program meanwhile
+                    raise
 
 
 def end(signum: int, frame: FrameType | None) -> None:
@@ -149,7 +158,7 @@ class Network:
             while self._made:
                 remove(self._made.pop())
             if self._cable is not None:
-                self._cable.wait()
+                self._cable.communicate()  # it was in the switch; this closes our end of its output too
         finally:
             signal.signal(signal.SIGINT, before)
 

@@ -283,7 +283,6 @@ def open_ranks(device: torch.device, environment: Mapping[str, str] = os.environ
         torch.distributed.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=size, timeout=LONGEST_WAIT
         )
-        ranks.barrier()  # whatever connects late has connected
     probe_connections(LONGEST_SILENCE)
     yield ranks
     torch.distributed.destroy_process_group()  # not after an error: the others may be gone
