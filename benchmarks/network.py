@@ -22,10 +22,11 @@ import math
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -38,23 +39,22 @@ from network_runs import (
     Found,
     alone,
     configuration,
+    delays,
     expected_bytes,
     expected_update,
     measure,
     ring,
-    vote_trips,
 )
 
 LAYOUTS = ("ddp", "fsdp")
-RATES, DELAYS = (0.0, 1e9, 1e8), (0.0, 1e-3, 1e-2)
 TOLERANCE = 1e-4  # float32, and some tens of updates, in which a unit of a ReLU may fall on the other side
 UPDATES = (
     "hosts, layout, link, measured, largest difference, MB a host sends, counted, of an all-reduce's ring,"
     " s an update, by the plan, the plan's error"
 )
 VOTES = (
-    "hosts, layout, ms of a round trip asked for, measured, ms of a vote, delays one after the other,"
-    " votes an update, s an update, of it in votes"
+    "hosts, layout, ms of a round trip asked for, measured, votes an update, s an update, of it in votes,"
+    " one-way delays of a vote, a ring's, ms of a vote right after another, its delays"
 )
 PAGE = """# Training between machines
 
@@ -67,32 +67,35 @@ are of this computer, whose cores all hosts share. [What it means](../scaling.md
 """
 
 
-def cases(part: str, hosts: Sequence[int]) -> Iterator[Case]:
-    """Rates of `updates`; delays of `votes`, with more hosts where there is one."""
-    for count in hosts:
-        for layout in LAYOUTS:
+def cases(part: str, arguments: argparse.Namespace) -> Iterator[Case]:
+    """Each number of hosts and layout without limit or delay, and at the rates, or delays, of the part."""
+    for hosts in arguments.hosts:
+        for layout in arguments.layouts:
+            yield Case(hosts, layout)
             if part == "updates":
-                yield from (Case(count, layout, rate) for rate in RATES)
-            elif part == "votes":
-                yield from (Case(count, layout, 0.0, delay) for delay in DELAYS)
+                yield from (Case(hosts, layout, 1e6 * rate) for rate in arguments.rates)
+            else:
+                yield from (Case(hosts, layout, 0.0, delay / 1000) for delay in arguments.delays)
 
 
-def measured(part: str, hosts: Sequence[int], folder: Path, updates: int, votes: int) -> list[dict[str, Any]]:
-    config = configuration(folder, updates)
+def measured(part: str, arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    config = configuration(folder, arguments.updates)
     reference = folder / "alone"
     if not reference.exists():
         alone(folder, config)
     rows = []
-    for case in cases(part, hosts):
-        rows.append(asdict(measure(case, folder / part, config, reference, votes)))
+    for case in cases(part, arguments):
+        rows.append(asdict(measure(case, folder / part, config, reference, arguments.votes)))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
 
 def ended(names: Sequence[str], folder: Path, limit: float, checkout: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+    label = "" if checkout == ROOT else f", at {_commit(checkout)[:7]}"
     for name in names:
-        rows += map(asdict, endings(FAULTS[name], folder / name, limit, checkout))
+        fault = replace(FAULTS[name], name=FAULTS[name].name + label)
+        rows += map(asdict, endings(fault, folder / name, limit, checkout))
         print(json.dumps(rows[-2:]), file=sys.stderr, flush=True)
     return rows
 
@@ -132,17 +135,20 @@ def updates_table(found: Sequence[Found]) -> Iterator[list[str]]:
 def votes_table(found: Sequence[Found]) -> Iterator[list[str]]:
     yield VOTES.split(", ")
     for each in found:
-        undelayed = first(found, each)
+        waited = delays(each, first(found, each)) if each.case.delay else ()
+        of_update, of_next = (f"{count:.1f}" for count in waited) if waited else ("", "")
         yield [
             f"{each.case.hosts}",
             each.case.layout,
             f"{1000 * each.case.delay:g}",
             f"{1000 * each.round_trip:.2f}",
-            f"{1000 * each.vote:.2f}",
-            f"{vote_trips(each, undelayed):.1f}" if each.case.delay else "",
             f"{each.votes:.1f}",
             f"{each.update:.3f}",
             f"{each.voting:.3f}",
+            of_update,
+            f"{2 * (each.case.hosts - 1)}",
+            f"{1000 * each.vote:.2f}",
+            of_next,
         ]
 
 
@@ -169,7 +175,7 @@ def table(part: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     return [head, "|---" * len(lines[0]) + "|", *body]
 
 
-def page(kept: dict[str, Any]) -> str:
+def page(kept: dict[str, Any], note: str = "") -> str:
     from faults import _processor
 
     about = {f"Commit {each['commit']}, {each['date']}; {_processor()}." for each in kept.values()}
@@ -181,6 +187,7 @@ def page(kept: dict[str, Any]) -> str:
         about=" ".join(sorted(about)),
         parameters=" or ".join(f"{each:,}" for each in sorted(parameters)),
     )
+    text += f"\n{note}\n" if note else ""
     for part, each in kept.items():
         text += "\n".join(["", f"## {part.capitalize()}", "", *table(part, each["rows"]), ""])
     return text
@@ -198,6 +205,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--part", nargs="+", choices=("updates", "votes", "faults"), default=["updates", "votes"]
     )
     parser.add_argument("--hosts", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1000.0, 100.0], help="Mb/s, for updates")
+    parser.add_argument(
+        "--delays", type=float, nargs="+", default=[1.0, 10.0], help="round trips in ms, for votes"
+    )
     parser.add_argument("--updates", type=int, default=25)
     parser.add_argument("--votes", type=int, default=50, help="votes for their own sake")
     parser.add_argument("--fault", nargs="+", choices=FAULTS, default=list(FAULTS))
@@ -205,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkout", type=Path, default=ROOT, help="whose package a fault hits")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep what is measured here")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the page of all that is kept")
+    parser.add_argument("--note", default="", help="a paragraph for the page: what else the machine did, say")
     arguments = parser.parse_args(argv)
     if why := missing():
         print(f"error: {why}", file=sys.stderr)
@@ -218,21 +231,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             if part == "faults":
                 rows = ended(arguments.fault, folder, arguments.limit, arguments.checkout.resolve())
             else:
-                rows = measured(part, arguments.hosts, folder, arguments.updates, arguments.votes)
+                rows = measured(part, arguments, folder)
+            if part == "faults":  # those that were not tried anew stay
+                new = {row["fault"] for row in rows}
+                before = kept.get(part, {}).get("rows", [])
+                rows = [row for row in before if row["fault"] not in new] + rows
             kept[part] = {"rows": rows, **made(sys.argv[1:] if argv is None else argv)}
             print(*table(part, rows), "", sep="\n", flush=True)
             if file:
                 file.write_text(json.dumps(kept, indent=1))
     if arguments.write:
-        arguments.write.write_text(page(kept))
+        arguments.write.write_text(page(kept, arguments.note))
     return int(not all(good(found_in(kept[part]["rows"])) for part in kept if part != "faults"))
 
 
 def made(argv: Sequence[str]) -> dict[str, str]:
-    from transformer.cli.result import commit
-
     command = f"python benchmarks/network.py {shlex.join(argv)}".strip()
-    return {"command": command, "commit": (commit() or "unknown")[:12], "date": str(date.today())}
+    return {"command": command, "commit": _commit(ROOT), "date": str(date.today())}
+
+
+def _commit(checkout: Path) -> str:
+    git = ["git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

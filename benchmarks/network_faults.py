@@ -55,12 +55,16 @@ def cut(training: Training) -> None:
     training.network.cut(LOST)
 
 
+SHORTER = f"net.ipv4.tcp_retries2={SHORT}"
 FAULTS = {
     "rank": Fault("its rank is killed", kill_rank),
     "host": Fault("all its processes are killed", kill_host),
     "update": Fault("its cable is cut in an update", cut),
-    "short": Fault(f"the same, net.ipv4.tcp_retries2={SHORT}", cut, retries=SHORT),
+    "short": Fault(f"its cable is cut in an update, {SHORTER}", cut, retries=SHORT),
     "validation": Fault("its cable is cut while rank 0 validates, for 300 s", cut, validating=300.0),
+    "both": Fault(
+        f"its cable is cut while rank 0 validates, {SHORTER}", cut, validating=300.0, retries=SHORT
+    ),
 }
 
 
@@ -100,7 +104,7 @@ def _watched(fault: Fault, training: Training, limit: float) -> list[Ending]:
                 gone.setdefault(("rank", host), time.monotonic() - start)
             if training.agents[host].poll() is not None:
                 gone.setdefault(("agent", host), time.monotonic() - start)
-        time.sleep(0.02)
+        time.sleep(0.05)
     return [
         Ending(
             fault.name,

@@ -89,9 +89,11 @@ def expected_update(found: Found, unlimited: Found) -> float:
     return unlimited.update + 8 * expected_bytes(found) / found.rate
 
 
-def vote_trips(found: Found, undelayed: Found) -> float:
-    """One-way delays that a vote waits for, one after the other; a ring has 2 (N - 1)."""
-    return 2 * (found.vote - undelayed.vote) / (found.round_trip - undelayed.round_trip)
+def delays(found: Found, undelayed: Found) -> tuple[float, float]:
+    """One-way delays that a vote waits for, in an update and right after another; a ring has 2 (N - 1)."""
+    one_way = (found.round_trip - undelayed.round_trip) / 2
+    more = found.voting / found.votes - undelayed.voting / undelayed.votes
+    return more / one_way, (found.vote - undelayed.vote) / one_way
 
 
 class Training:

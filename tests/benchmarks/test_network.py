@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import network_hosts
 import pytest
 from network_faults import Ending, message
 from network_hosts import Network, ip, missing, namespaces, remove_abandoned, until
-from network_runs import Case, Found, expected_bytes, expected_update, of_updates, probe, ring, vote_trips
+from network_runs import Case, Found, delays, expected_bytes, expected_update, of_updates, probe, ring
 
 needs_hosts = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -33,8 +34,9 @@ def test_the_bytes_of_an_update_are_those_of_a_ring() -> None:
 
 
 def test_a_vote_that_waits_for_six_delays_is_told_so() -> None:
-    near, far = found(Case(4, "ddp")), found(Case(4, "ddp", 0.0, 0.01), round_trip=0.01, vote=0.031)
-    assert vote_trips(far, near) == pytest.approx(6)
+    near = found(Case(4, "ddp"))
+    far = found(Case(4, "ddp", 0.0, 0.01), round_trip=0.01, voting=0.22, vote=0.046)
+    assert delays(far, near) == pytest.approx((6, 9))
 
 
 def test_updates_are_counted_from_what_the_ranks_note_but_for_the_first_ones() -> None:
@@ -46,7 +48,10 @@ def test_updates_are_counted_from_what_the_ranks_note_but_for_the_first_ones() -
 
 def test_the_page_has_a_row_of_each_case_and_the_plan_s_error() -> None:
     rows = [found(Case(2, "ddp")), found(Case(2, "ddp", 1e9), update=1.064)]
-    votes = [found(Case(2, "ddp")), found(Case(2, "ddp", 0.0, 0.01), round_trip=0.01, vote=0.011)]
+    votes = [
+        found(Case(2, "ddp")),
+        found(Case(2, "ddp", 0.0, 0.01), round_trip=0.01, vote=0.011, voting=0.14),
+    ]
     ends = [Ending("cut", 0, 1.0, float("inf"), None, "a | b"), Ending("cut", 1, 2.0, 3.0, 1, "")]
     made = {"command": "python benchmarks/network.py", "commit": "c", "date": "d"}
     parts = {"updates": rows, "votes": votes, "faults": ends}
@@ -54,7 +59,7 @@ def test_the_page_has_a_row_of_each_case_and_the_plan_s_error() -> None:
     text = network.page(kept)
     assert text.count("    python benchmarks/network.py\n") == 1
     assert "| 2 | ddp | 1,000 Mb/s | 1,000 Mb/s | 0e+00 | 8.00 | 4.00 | 2.00 | 1.064 | 1.032 | -3 % |" in text
-    assert "| 2 | ddp | 10 | 10.00 | 11.00 | 2.0 | 4.0 | 1.000 | 0.100 |" in text
+    assert "| 2 | ddp | 10 | 10.00 | 4.0 | 1.000 | 0.140 | 2.0 | 2 | 11.00 | 2.0 |" in text
     assert "| cut | host 0 | 1.0 | not within the limit |  | a \\| b |" in text
     assert len(text.splitlines()[0]) < 80
 
@@ -135,3 +140,23 @@ def test_a_signal_ends_it_with_nothing_left(number: signal.Signals, tmp_path: Pa
 def _default_signals() -> None:
     """Where the suite runs in the background, Ctrl-C is ignored, and stays so in what it starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@needs_hosts
+@pytest.mark.slow
+def test_a_training_between_hosts_makes_the_updates_of_one_process(tmp_path: Path) -> None:
+    page, kept = tmp_path / "page.md", tmp_path / "kept.json"
+    size = ["--hosts", "2", "--updates", "6", "--votes", "5", "--rates", "100", "--delays", "20"]
+    assert network.main(["--part", "updates", "votes", *size, "--json", str(kept), "--write", str(page)]) == 0
+    rows = json.loads(kept.read_text())
+    for each in network.found_in(rows["updates"]["rows"]):
+        assert each.difference < network.TOLERANCE
+        assert each.sent == pytest.approx(expected_bytes(each), rel=0.02)
+    near, far = network.found_in(rows["votes"]["rows"])[:2]
+    assert min(delays(far, near)) > 1.5
+    assert page.read_text().count("\n| 2 | ") == 8
+    command = ["--part", "faults", "--fault", "rank", "--json", str(kept)]
+    assert network.main(command) == 0
+    ends = json.loads(kept.read_text())["faults"]["rows"]
+    assert [end["code"] for end in ends] == [1, 1]
+    assert "rank 0 of 2" in ends[0]["message"]
