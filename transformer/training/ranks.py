@@ -18,9 +18,9 @@ All of them are *collective*: every rank calls the same ones in the same order, 
 when a process is gone. Of one process, `ALONE`, they return what they are given, at once.
 
 Tensors on a CPU go through gloo, those on CUDA devices through nccl, so a vote never waits for the device.
-Ranks that wait while the chief prepares data, validates or scores wait up to LONGEST_WAIT; nobody sends signs
-of life. A process that dies closes its connections, which ends the others at once with gloo; torchrun ends
-them in any case.
+Ranks that wait while the chief prepares data, validates or scores wait up to LONGEST_WAIT. A process that
+dies closes its connections, which ends the others at once with gloo; torchrun ends them in any case. A
+machine that is gone closes nothing: kernels ask each other for signs of life, for LONGEST_SILENCE seconds.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, UserError
+from .connections import probe_connections
 
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(hours=24)
+LONGEST_SILENCE = 120.0  # seconds without an answer from the kernel of another machine
 LONGEST_START = timedelta(minutes=30)  # until all processes have come
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
@@ -281,5 +283,6 @@ def open_ranks(device: torch.device, environment: Mapping[str, str] = os.environ
         torch.distributed.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=size, timeout=LONGEST_WAIT
         )
+    probe_connections(LONGEST_SILENCE)
     yield ranks
     torch.distributed.destroy_process_group()  # not after an error: the others may be gone
