@@ -136,7 +136,8 @@ def test_probe_and_log_are_read_at_each_update_with_the_lever_off(trainer: Train
 @pytest.fixture(scope="module", params=["auto", "float32"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """A model of its own that has learnt something: where many translations are nearly as good, as with
-    initial weights, number formats choose differently."""
+    initial weights, number formats choose differently.
+    """
     trainer = levers.trainer_of("tiny", tmp_path_factory.mktemp("run"), DEMO, 1, request.param)
     for batch in islice(chain.from_iterable(map(trainer.stream.epoch, count(1))), 60):
         trainer.step([batch])

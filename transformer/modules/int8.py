@@ -44,7 +44,7 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tens
 
 
 def _by_onednn(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
-    """Int8 (R, K) -> float32 (R, N), by int8 W (N, K), ordered for the kernel once, and its rows' scales (N,).
+    """Int8 (R, K) -> float32 (R, N), by int8 W (N, K), ordered for the kernel once, and its scales (N,).
 
     One pass makes the sums and scales them.
     """

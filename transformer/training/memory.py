@@ -14,9 +14,9 @@ def keep_freed_memory() -> bool:
 
     By default each large block is a mapping of its own, returned when freed and faulted in anew in the
     next update. The price is that the process stays at its peak size. Against that, oneDNN keeps fewer
-    kernels: it compiles one for each size of a product, and by default holds on to 1024 of them, where 512 hold
-    those that modules/products.py makes and some updates' of attention. Returns False
-    where there is no glibc, and its settings were not changed. To be called before the first product.
+    kernels: it compiles one for each size of a product and by default holds on to 1024 of them. 512 hold
+    those that modules/products.py makes, and those of attention in some updates. Returns False where there is
+    no glibc, and its settings were not changed. To be called before the first product.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
     if not sys.platform.startswith("linux"):
