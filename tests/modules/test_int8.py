@@ -12,6 +12,7 @@ from torch import nn
 from transformer import Transformer
 from transformer.core.errors import ConfigError
 from transformer.decoding import engine
+from transformer.modules import int8
 from transformer.modules.int8 import has_int8, int8_product, rounded
 from transformer.modules.packed import PackedLinear, PackedProducts
 
@@ -61,6 +62,21 @@ def test_products_of_every_shape_are_right(rows: int, terms: int, columns: int) 
     x, weight = (torch.randint(-126, 127, size).float() for size in ((rows, terms), (columns, terms)))
     x[:, 0] = weight[:, 0] = 127
     torch.testing.assert_close(int8_product(weight, None)(x), x @ weight.T, rtol=1e-6, atol=0)
+
+
+@needed
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 3), (7, 24, 40), (19, 256, 33), (64, 300, 96)])
+def test_with_and_without_onednn_s_scaling_it_is_the_same(shape: tuple[int, int, int]) -> None:
+    """The sums are the same whole numbers, and each is multiplied by the same scale."""
+    rows, terms, columns = shape
+    x, weight = (
+        torch.randint(-127, 128, size, dtype=torch.int8) for size in ((rows, terms), (columns, terms))
+    )
+    scales = torch.rand(columns)
+    expected = (x.double() @ weight.double().T) * scales
+    ways = [int8._by_torch] + [int8._by_onednn] * int8.has_scaling()
+    for way in ways:
+        torch.testing.assert_close(way(weight, scales)(x).double(), expected, rtol=3e-7, atol=0)
 
 
 LARGEST = float(torch.finfo(torch.float32).max)
