@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,19 +103,62 @@ def train(case: str, folder: Path, ranks: Ranks = ALONE, resume: bool = False, *
     return {**report(trainer), "status": outcome.status}
 
 
-def interrupted(case: str, folder: Path, ranks: Ranks, layout: str) -> dict[str, Any]:
-    """A run whose first validation a signal to the chief breaks off, and which then goes on."""
-    trainer = trainer_of(case, folder, ranks, parallel=layout)
+def interrupted(case: str, folder: Path, ranks: Ranks, layout: str, by: int) -> dict[str, Any]:
+    """A run whose first validation a signal to rank `by` alone breaks off, and which then goes on."""
+    trainer, begun = trainer_of(case, folder, ranks, parallel=layout), folder / "validating"
 
-    def breaking(model: Transformer) -> Mapping[str, float]:
-        signal.raise_signal(signal.SIGTERM)
+    def send() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def long(model: Transformer) -> Mapping[str, float]:
+        begun.touch()
+        for _ in range(6000):
+            time.sleep(0.01)  # a signal's handler runs between two of them
         return validate(model)
 
-    trainer.validator = breaking
+    trainer.validator = long
+    if ranks.rank == by:
+        threading.Thread(target=send, daemon=True).start()
     outcome, progress = trainer.fit(), trainer.progress
     assert (outcome.status, progress.update, progress.validated) == ("interrupted", 3, 0)
     assert "SIGTERM" in outcome.reason
     return train(case, folder, ranks, resume=True, parallel=layout)
+
+
+def short(case: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """A run in which memory fails the last rank in the last micro-batch of two updates.
+
+    In the backward pass of the second, as if none of its size had gone well before; in the forward pass of
+    the fourth.
+    """
+    trainer = trainer_of(case, folder, ranks)
+    model, step, failed, passes = trainer.model, trainer.step, list[int](), list[int]()
+
+    def stepping(batches: Any) -> None:
+        passes.clear()
+        if trainer.progress.update == 1:
+            trainer.passes.fitting.largest = 0
+        step(batches)
+
+    def fail(update: int) -> None:
+        if trainer.progress.update == update and len(passes) == trainer.config.accumulate:
+            failed.append(update)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def after(module: Any, inputs: Any, output: torch.Tensor) -> None:
+        if model.training and ranks.rank == ranks.size - 1:
+            passes.append(len(output))
+            fail(3)
+            output.register_hook(lambda _: fail(1))
+
+    trainer.step = stepping  # type: ignore[method-assign]
+    model.encoder.register_forward_hook(after)
+    outcome = trainer.fit()
+    assert failed == [1, 3] * (ranks.rank == ranks.size - 1)
+    assert trainer.passes.fitting.count == len(failed)
+    return {**report(trainer), "status": outcome.status}
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -138,7 +183,10 @@ def work(
         for name in (name for name in names if name in SHARDED):
             results[f"{name}, fsdp"] = train(name, place / f"{name}, fsdp", ranks, parallel="fsdp")
         if names:
-            results["interrupted, fsdp"] = interrupted("accumulate", place / "interrupted", ranks, "fsdp")
+            for layout, by in (("fsdp", 0), ("ddp", ranks.size - 1)):
+                name = f"interrupted, {layout}"
+                results[name] = interrupted("accumulate", place / name, ranks, layout, by)
+            results["short, ddp"] = short("accumulate", place / "short", ranks)
         case, _, updates = resumed.partition(" ")
         more = {"updates": int(updates)} if updates else {}
         for layout in ("ddp", "fsdp"):

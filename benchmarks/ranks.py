@@ -6,7 +6,9 @@ On one machine, CPU and gloo, dropout 0. Of each case (kind of model or training
 the pairs of every micro-batch those of one process, are counters the same, are the weights the same bits in
 all ranks, and how far are they from those of one process after the last update. `resumed` goes on with a run
 of one process, with fsdp from the state before the last one, which is damaged. `interrupted` goes on after a
-signal to one rank broke its validation off. At the end a rank is killed, and the others must have seen it.
+signal to one rank broke the validation off: with fsdp to the one that validates, with ddp to the last one.
+Of `short`, memory fails the last rank in a forward pass, and in a backward pass. At the end a rank is killed,
+and the others must have seen it.
 The last row hands a run on from 1 process to 2, to 4 and back to 1.
 
 In float64: Adam divides by the gradient's size, so where that is zero but for rounding (a key's bias) the
@@ -83,7 +85,7 @@ def compare(size: int, folder: Path, names: Sequence[str], *, killed: bool = Tru
         file.write(b"damaged")
     ranks = run_together(size, folder, names, resumed="accumulate", killed=killed)
     alone = {name: train(name, folder / f"{name}, alone") for name in names}
-    alone["resumed"] = alone["interrupted"] = train("accumulate", folder / "straight")
+    alone["resumed"] = alone["interrupted"] = alone["short"] = train("accumulate", folder / "straight")
     return [row(key, size, [rank[key] for rank in ranks], alone[key.rpartition(", ")[0]]) for key in ranks[0]]
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from .core.signals import end_quietly
+from .core.streams import show
 
 COMMANDS = {
     "train": "train a model, or go on with a run",
@@ -47,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         lines = [f"  {command:<10} {text}" for command, text in COMMANDS.items()]
-        print("usage: python -m transformer COMMAND ...\n\ncommands (each has --help):", *lines, sep="\n")
-        return 0
+        return show(
+            "\n".join(["usage: python -m transformer COMMAND ...\n\ncommands (each has --help):", *lines])
+        )
     if name not in COMMANDS:
         from .core.registry import unknown
 

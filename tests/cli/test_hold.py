@@ -6,6 +6,8 @@ import errno
 import fcntl
 import os
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,6 +41,36 @@ def test_the_lock_of_a_process_that_died_does_not_hold(tmp_path: Path) -> None:
     with held(tmp_path):
         assert str(os.getpid()) in (tmp_path / "run.lock").read_text()
     assert not (tmp_path / "run.lock").exists()
+
+
+HOLDER = """
+import fcntl, json, os, socket, sys, time
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+file.flush()
+if os.fork() == 0:
+    time.sleep(0.5)
+    os._exit(0)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_had_just_started_is_waited_for(tmp_path: Path) -> None:
+    """A child has a copy of the lock until it is a program of its own: git's, say, when a run is killed."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(CheckpointError, match=f"process {holder.pid} on"), held(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+        with open(tmp_path / "run.lock") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # still
+        with held(tmp_path):
+            assert str(os.getpid()) in (tmp_path / "run.lock").read_text()
 
 
 def test_a_patient_one_waits_for_the_lock_of_one_that_is_about_to_end(tmp_path: Path) -> None:

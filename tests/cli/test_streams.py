@@ -55,10 +55,31 @@ def test_a_full_disk_is_an_error_and_not_a_traceback(
 ) -> None:
     assert translate([str(run), "--input", str(folder / "valid.en"), "--output", "/dev/full"]) == 1
     assert capsys.readouterr().err == "error: /dev/full: cannot be written: No space left on device\n"
-    with monkeypatch.context() as patch, open("/dev/full", "w") as full:
-        patch.setattr(sys, "stdout", full)
-        assert toolkit(["list", "norms"]) == 1
-    assert "No space left" in capsys.readouterr().err
+
+
+@full_disk
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["translate", "RUN"],
+        ["list", "norms"],
+        ["list", "--json", "options"],
+        ["doctor"],
+        ["--help"],
+        ["list", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_full_disk_behind_standard_output_is_named(
+    run: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Much and little of it: a full buffer is written at another place than what is left at the end."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one red house.\n")))
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert toolkit([str(run) if each == "RUN" else each for each in arguments]) == 1
+    said = "error: standard output: cannot be written: No space left on device\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 def test_closed_streams_are_errors_only_where_they_are_used(

@@ -179,18 +179,31 @@ class Third(Ranks):
     rank, size = 2, 4
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_a_rank_cuts_nothing_and_names_itself_its_pairs_and_what_to_set(where: str) -> None:
+@pytest.mark.parametrize(("cuts", "sent", "why"), [(False, False, "with fsdp"), (True, True, "on their way")])
+def test_a_rank_that_cannot_cut_names_itself_its_pairs_and_what_to_set(
+    cuts: bool, sent: bool, why: str
+) -> None:
     model = made().model
-    passes = Passes(model, torch.float32, 0.1, seed=3, layout=Whole(model, 0.1, Third()))
-    with shortage(model, where, 2, ERRORS[0]) as attempts, pytest.raises(OutOfMemory) as caught:
+    layout = Whole(model, 0.1, Third())
+    layout.cuts, layout.sent = cuts, sent
+    passes = Passes(model, torch.float32, 0.1, seed=3, layout=layout)
+    with shortage(model, "backward", 2, ERRORS[0]) as attempts, pytest.raises(OutOfMemory) as caught:
         passes.run([batch_of(2), batch_of(10)], 17)
     assert attempts == [2, 10]
     message = str(caught.value)
     assert re.search(r"^rank 2 of 4: update 17: memory does not hold 10 pairs of \d+ source", message)
-    for words in ("pairs 101, 102, 103,", "108, ... of those", "smaller train.batch_tokens", "accumulate"):
+    for words in (
+        "pairs 101, 102, 103,",
+        "108, ... of those",
+        why,
+        "smaller train.batch_tokens",
+        "accumulate",
+    ):
         assert words in message
-    with shortage(model, where, 0, ERRORS[0]), pytest.raises(OutOfMemory, match=r"^rank 2 of 4: .*pair 101"):
+    with (
+        shortage(model, "forward", 0, ERRORS[0]),
+        pytest.raises(OutOfMemory, match=r"^rank 2 of 4: .*pair 101"),
+    ):
         passes.run([batch_of(1)], 17)
 
 

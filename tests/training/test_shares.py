@@ -13,9 +13,10 @@ from transformer import Transformer
 from transformer.data.batching import Batch, BatchStream, Share, collate, no_pairs
 from transformer.data.encoded import EncodedCorpus
 from transformer.training.config import TrainConfig
+from transformer.training.launch import launched, own_device, restarted, speaks
 from transformer.training.layouts import Whole, refusals
 from transformer.training.passes import Passes
-from transformer.training.ranks import Ranks, _meeting, launched, own_device, restarted, speaks
+from transformer.training.ranks import Ranks, _meeting
 
 V = 24
 SHAPE = {"d_model": 16, "heads": 2, "d_ff": 24, "encoder_layers": 2, "decoder_layers": 2}

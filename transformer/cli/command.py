@@ -9,11 +9,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TypeAlias
 
 from ..core.errors import OutOfMemory, UserError, is_out_of_memory
 from ..core.loading import Override
+from ..core.streams import Output, discard_stdout
 
 Main: TypeAlias = Callable[..., int]
 
@@ -35,29 +36,30 @@ def command(run: Callable[[Sequence[str]], int]) -> Main:
     def main(argv: Sequence[str] | None = None) -> int:
         _open_closed_streams()
         try:
-            with _terminable(), _brief_threads():
+            with _terminable(), _brief_threads(), redirect_stdout(Output(sys.stdout)):
                 code = run(sys.argv[1:] if argv is None else list(argv))
                 sys.stdout.flush()
                 return code
         except UserError as error:
             _complain(f"error: {error}")
+            discard_stdout()
             return error.exit_code
         except KeyboardInterrupt:
             _complain("interrupted")
             return INTERRUPTED
         except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-            _discard_stdout()
+            discard_stdout()
             return 0
         except OSError as error:
             named = f"{error.filename}: " if error.filename is not None else ""
             _complain(f"error: {named}{error.strerror or error}")
-            _discard_stdout()
+            discard_stdout()
             return UserError.exit_code
         except (RuntimeError, MemoryError, SystemError) as error:
             if not is_out_of_memory(error):
                 raise
             _complain(f"error: memory does not suffice ({_first_line(error)}); {MEMORY}")
-            _discard_stdout()
+            discard_stdout()
             return OutOfMemory.exit_code
 
     return main
@@ -130,14 +132,6 @@ def _complain(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _discard_stdout() -> None:
-    """Let the interpreter's last flush succeed."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def whole_number(text: str) -> int:
     """The type of flags that count something."""
     count = int(text)
@@ -162,6 +156,10 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         self.epilog = self.lazy_epilog()
         return super().format_help()
+
+    def print_help(self, file: Any = None) -> None:
+        super().print_help(file)
+        sys.stdout.flush()  # argparse ends the process, and would not say that this fails
 
     def add_options(self, flags: dict[str, tuple[str, str]], only: str = "") -> None:
         """Flags that set options, flag: (key, help), and `--set`; `overrides` keeps their order."""

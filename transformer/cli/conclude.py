@@ -14,8 +14,8 @@ from ..data.dataset import Prepared
 from ..decoding.translator import Translator
 from ..evaluation.validation import score_test_sets
 from ..training.checkpoint import load_model_weights
+from ..training.launch import supervised
 from ..training.progress import Interrupted, Interruption
-from ..training.ranks import supervised
 from ..training.trainer import Outcome, Trainer
 from .command import INTERRUPTED
 from .config import Config

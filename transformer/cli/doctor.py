@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..core.streams import show
 from ..core.versions import satisfies
 from .machine import Facts, Package, Place, look
 
@@ -66,10 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = json.dumps(found, indent=2)
     else:
         text = "\n".join([*map(shown, findings), *_summary(findings)])
-    with suppress(OSError):  # nobody reads it: the exit code tells
-        print(text)
-        sys.stdout.flush()
-    return 0 if able else 1
+    return show(text) or (0 if able else 1)
 
 
 def shown(finding: Finding) -> str:

@@ -1,6 +1,7 @@
 """One training at a time in a run directory: a locked file that says who holds it.
 
-The system takes the lock back when its process is gone, however it went. Readers do not ask for it.
+The system takes the lock back when its process is gone, however it went, and with it what it was just
+starting: until that is a program of its own it has a copy of the lock. Readers do not ask for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from ..core.errors import CheckpointError, ConfigError
 from ..core.rundir import LOCK
 from .lines import say
+
+GRACE = 10.0  # seconds for what a process that is gone had just started
 
 
 @contextmanager
@@ -50,17 +53,18 @@ def held(run_dir: Path, patience: float = 0.0) -> Iterator[None]:
 
 def _locked(path: Path, deadline: float) -> int:
     """A descriptor of the file, locked. A file that its holder removed meanwhile is made anew."""
+    grace = time.monotonic() + GRACE
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() < deadline:
-                os.close(descriptor)
+            now, holder = time.monotonic(), _holder(descriptor)
+            os.close(descriptor)
+            if now < (max(deadline, grace) if _gone(holder) else deadline):
                 time.sleep(0.1)
                 continue
-            who = _holder(descriptor) or "another process"
-            os.close(descriptor)
+            who = f"process {holder[0]} on {holder[1]}" if holder else "another process"
             raise CheckpointError(
                 f"{path.parent} is in use: {who} trains there; wait for it, stop it, or choose another"
                 " --run-dir"
@@ -81,11 +85,22 @@ def _sign(descriptor: int) -> None:
     os.pwrite(descriptor, words.encode(), 0)
 
 
-def _holder(descriptor: int) -> str:
-    """`process 123 on host`, for messages; empty if it does not say so within a second."""
+def _holder(descriptor: int) -> tuple[int, str] | None:
+    """The process that has the lock, and its host; None if it does not say so within a second."""
     for _ in range(20):
         with suppress(OSError, ValueError, KeyError, TypeError):
             words = json.loads(os.pread(descriptor, 4096, 0))
-            return f"process {int(words['pid'])} on {words['host']}"
+            return int(words["pid"]), str(words["host"])
         time.sleep(0.05)  # it has the lock, and has not written yet
-    return ""
+    return None
+
+
+def _gone(holder: tuple[int, str] | None) -> bool:
+    """Was it a process of this machine that is no more?"""
+    if holder is None or holder[1] != socket.gethostname():
+        return False
+    try:
+        os.kill(holder[0], 0)
+    except (OSError, OverflowError) as error:  # also another user's, or no number of a process
+        return isinstance(error, ProcessLookupError)
+    return False

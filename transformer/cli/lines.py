@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ..core.errors import DataError
+from ..core.streams import STDOUT, written
 from ..data.corpus import Oddities, lines_of, unpacked
 
 
@@ -54,16 +55,13 @@ def _opened(path: str | None) -> Iterator[BinaryIO]:
 def output(path: str | None) -> Iterator[BinaryIO]:
     """Where lines go: a file, compressed for `.gz`, or stdout for None and `-`. DataError if it cannot."""
     if path is None or path == "-":
-        yield sys.stdout.buffer
+        with written(STDOUT):
+            yield sys.stdout.buffer
         return
-    try:
+    with written(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with _created(path) as file:
             yield file
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _created(path: str) -> BinaryIO:

@@ -24,10 +24,11 @@ from ..decoding.engine import require_products
 from ..evaluation.validation import Validator
 from ..model.transformer import Transformer
 from ..modules.precision import resolve_precision
+from ..training.launch import launched, own_device, restarted, speaks
 from ..training.logbook import Logbook, Mute
 from ..training.memory import keep_freed_memory
 from ..training.progress import Interruption
-from ..training.ranks import ALONE, Elsewhere, Ranks, launched, open_ranks, own_device, restarted, speaks
+from ..training.ranks import ALONE, Elsewhere, Ranks, open_ranks
 from ..training.shelf import Shelf
 from ..training.trainer import Outcome, Trainer
 from .command import EXIT_CODES, MODEL_FLAGS, Parser, command
@@ -125,7 +126,7 @@ def train(
         trainer.resume()
     ranks.decide(lambda: _lay_out(config, run_dir, data, ranks.job))
     outcome = _fit(trainer, config, data)
-    with Interruption("ending the run") as interruption:  # in all ranks; the first one hears
+    with Interruption("ending the run", ranks) as interruption:  # in all ranks; the first one hears
         return ranks.decide(
             lambda: conclude(config, run_dir, data, tests, trainer, outcome, command_line, interruption)
         )

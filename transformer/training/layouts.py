@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -43,15 +44,22 @@ class Losses(nn.Module):
         self.model, self.label_smoothing = model, label_smoothing
 
     def forward(self, batch: Any, hidden: Hidden, observer: Observer) -> tuple[Tensor, Tensor]:
+        if batch is None:  # nothing, which hangs on each parameter all the same
+            nothing = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0
+            return nothing, nothing
         output = hidden(batch.source, batch.target_in)
         observer.decoded()
         return sequence_loss(output, self.model.output_weight, batch.target_out, self.label_smoothing)
 
 
 class Whole:
-    """All weights in the only process. `probed`: can its layers be measured?"""
+    """All weights in the only process.
 
-    probed = True
+    `probed`: can its layers be measured? `cuts`: may a process cut its share of a batch without the others?
+    `sent`: is some of the gradients of this update on its way to them?
+    """
+
+    probed, cuts, sent = True, True, False
 
     def __init__(self, model: Transformer, label_smoothing: float, ranks: Ranks = ALONE) -> None:
         self.model, self.ranks = model, ranks
@@ -60,6 +68,9 @@ class Whole:
     def passing(self, last: bool) -> AbstractContextManager[object]:
         """Around the passes of a micro-batch; after the `last` of an update gradients are of all ranks."""
         return nullcontext()
+
+    def send(self) -> None:
+        """After the passes of an update: what they have not sent. Collective."""
 
     def weights(self) -> dict[str, Tensor]:
         """The state dict, whole. Collective; of several ranks, the chief's counts."""
@@ -102,12 +113,23 @@ class Replicated(Whole):
         self.parallel = DistributedDataParallel(self.losses, **options)
         # DDP refuses a hook whose annotations are texts, as all are here.
         self.parallel.register_comm_hook(None, lambda _, bucket: ranks.summing(bucket.buffer()))
+        self.parallel.register_forward_hook(self._note)
         self.losses = self.parallel
 
     @contextmanager
     def passing(self, last: bool) -> Iterator[None]:
         with added_over_ranks(adding(self.ranks)), nullcontext() if last else self.parallel.no_sync():
             yield
+
+    def _note(self, *_: Any) -> None:
+        """From the end of this forward pass on DDP goes through with the backward pass, or with nothing."""
+        self.sent = self.parallel.require_backward_grad_sync
+
+    def send(self) -> None:
+        if not self.sent:
+            nothing, _ = self.parallel(None, None, None)
+            nothing.backward()
+        self.sent = False
 
 
 def adding(ranks: Ranks) -> Add:

@@ -88,6 +88,10 @@ class Logbook:
         else:
             self._show(lambda: print(text, file=sys.stderr, flush=True))
 
+    def remark(self, text: str) -> None:
+        """A line about this process, of several."""
+        self.say(text)
+
     def tick(self, update: int) -> None:
         """Move the progress bar."""
         if (bar := self.bar) is not None:
@@ -202,6 +206,10 @@ class Mute(Logbook):
     def close(self) -> None: ...
 
     def say(self, text: str) -> None: ...
+
+    def remark(self, text: str) -> None:
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
     def tick(self, update: int) -> None: ...
 

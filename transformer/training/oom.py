@@ -6,6 +6,10 @@ micro-batch that failed, and those at least as large, cut in two by rows; if nee
 pairs. The loss is divided by the target tokens of the whole update, which the parts do not change, so their
 gradients add up to that of the uncut batch. What dropout draws is another draw, from the same seed. As long
 as nothing fails, this costs one function call an update and keeps no copy of anything.
+
+Of several processes with whole weights (DDP) each cuts its own share, unseen by the others, which wait for
+its gradients; these must not be on their way yet. They go out while the last backward pass runs only where a
+micro-batch of that size has gone well before, and after all passes else.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import torch
 from ..core.errors import OutOfMemory, is_out_of_memory
 from ..model.transformer import Transformer
 from ..modules.norms.base import Norm
+from .layouts import Whole
 
 T = TypeVar("T")
 
@@ -32,30 +37,32 @@ REMEDIES = (
 class Fitting:
     """Computes updates of `model`, in parts where they do not fit.
 
-    `rank` names this process where it is one of several. Their number of passes is agreed on: while one of
-    them fails the others wait for its gradients, so nothing is cut then.
+    `layout` says whether this process may cut its share alone.
     """
 
-    def __init__(self, model: Transformer, rank: str = "") -> None:
-        self.model, self.rank = model, rank
+    def __init__(self, model: Transformer, layout: Whole) -> None:
+        self.model, self.layout, self.rank = model, layout, layout.ranks.name
         self.count = 0  # updates that were computed in parts
+        self.largest = 0  # size of micro-batches that have gone well
         self._untold = ""
 
     def compute(
         self,
-        run: Callable[[Iterator[Any]], T],
+        run: Callable[[Iterator[Any], int], T],
         micro_batches: Sequence[Any],
         update: int,
         again: Callable[[], None] = lambda: None,
     ) -> T:
-        """`run` of the micro-batches, or of their parts. It starts without gradients, also when it is tried
-        again; `again` is called before that.
+        """`run` of the micro-batches, or of their parts, and the number of the one whose gradients may go out
+        while they are made. It starts without gradients, also when it is tried again; `again` is called
+        before that.
 
         Raises OutOfMemory when a single pair does not fit, or a batch that cannot be cut.
         """
         parts = list(micro_batches)
         while True:
             begun = 0
+            known = not self.layout.cuts or _size(parts[-1]) <= self.largest
 
             def each(parts: list[Any] = parts) -> Iterator[Any]:
                 nonlocal begun
@@ -64,15 +71,17 @@ class Fitting:
                     yield part
 
             try:
-                result = run(each())
+                result = run(each(), len(parts) if known else 0)
             except (RuntimeError, MemoryError) as error:
                 if not begun or not is_out_of_memory(error):
                     raise
                 reason = str(error).strip().partition("\n")[0]
             else:
+                self.largest = max(self.largest, *map(_size, parts))
                 if len(parts) > len(micro_batches):
                     self._note(micro_batches, parts, update)
                 return result
+            self.largest = min(self.largest, _size(parts[begun - 1]) - 1)
             # Not in the handler: until it ends, the traceback holds on to the tensors of the failed pass.
             self._clear()
             again()
@@ -93,7 +102,7 @@ class Fitting:
     def _smaller(self, parts: list[Any], failed: int, update: int, reason: str) -> list[Any]:
         batch = parts[failed]
         rows = len(batch.source)
-        who = f"{self.rank}: " if self.rank else ""
+        who = self.rank and f"{self.rank}: "
         what = f"{who}update {update:,}: memory does not hold {_words(batch)} ({reason})"
         if rows == 1:
             pair = _pair(batch)
@@ -104,9 +113,12 @@ class Fitting:
                 f"{what}, and {norm} takes its statistics over all of it, so that parts would be another"
                 " update; set a smaller train.batch_tokens"
             )
-        if self.rank:
+        if not self.layout.cuts or self.layout.sent:
+            why = (
+                "its gradients were on their way already" if self.layout.cuts else "with fsdp no share is cut"
+            )
             raise OutOfMemory(
-                f"{what}; they are {_pairs(batch)}. Of several processes none cuts its share: set a smaller"
+                f"{what}; they are {_pairs(batch)}. {why}: set a smaller"
                 " train.batch_tokens and a larger train.accumulate, start more processes, or set"
                 " train.checkpoint_activations=true (a run may be resumed with that)"
             )
@@ -123,7 +135,8 @@ class Fitting:
         self.count += 1
         if self.count == 1:
             largest = max(micro_batches, key=_size)
-            self._untold = (
+            self._untold = self.rank and f"{self.rank}: "
+            self._untold += (
                 f"update {update:,}: memory did not hold {_words(largest)}; computed in {len(parts)} parts"
                 f" instead of {len(micro_batches)}, the same update up to rounding (dropout draws anew). This"
                 " costs time whenever it happens and is said once: a smaller train.batch_tokens with a larger"

@@ -74,7 +74,7 @@ class Passes:
         self.layout = Whole(model, label_smoothing) if layout is None else layout
         model.encoder.checkpointed = model.decoder.checkpointed = checkpointed
         self.device = model.output_weight.device
-        self.fitting = Fitting(model, self.layout.ranks.name)
+        self.fitting = Fitting(model, self.layout)
 
     def run(
         self, micro_batches: Sequence[Any], update: int, observer: Observer = UNOBSERVED
@@ -83,23 +83,23 @@ class Passes:
 
         The gradient is that of the loss summed over target tokens / their number, over all micro-batches and
         ranks, of which each has its share of every micro-batch. A micro-batch that memory does not hold is
-        cut (oom.py), in one process. Nothing here waits for the device.
+        cut (oom.py). Nothing here waits for the device.
         """
         ranks = self.layout.ranks
         tokens = ranks.total(sum(batch.target_tokens for batch in micro_batches))
 
-        def run(parts: Iterable[Any]) -> tuple[Tensor, Tensor]:
-            return self._run(parts, len(micro_batches), tokens, update, observer)
+        def run(parts: Iterable[Any], last: int) -> tuple[Tensor, Tensor]:
+            return self._run(parts, last, tokens, update, observer)
 
         total, total_nll = ranks.sum(*self.fitting.compute(run, micro_batches, update, observer.clear))
         return tokens, total, total_nll
 
     def _run(
-        self, micro_batches: Iterable[Any], count: int, tokens: int, update: int, observer: Observer
+        self, micro_batches: Iterable[Any], last: int, tokens: int, update: int, observer: Observer
     ) -> tuple[Tensor, Tensor]:
         """Add up the gradients of the loss / `tokens`; this rank's sums of loss and nll.
 
-        `count`: how many there are, unless they are cut, which is done where nobody asks for the last one.
+        `last`: the number of the last one, where its backward pass may send the gradients to the other ranks.
         Ranks draw other masks: the first one's are those of a run in one process.
         """
         layout, ranks = self.layout, self.layout.ranks
@@ -109,11 +109,12 @@ class Passes:
         forward = self.model.hidden if self.compiled is None or observer.hooks else self.compiled
         for number, micro_batch in enumerate(micro_batches, start=1):
             batch = micro_batch.to(self.device)
-            with layout.passing(last=number == count):
+            with layout.passing(last=number == last):
                 with observer.forward(batch), autocast(self.device, self.dtype):
                     loss, nll = layout.losses(batch, forward, observer)
                 (loss / tokens).backward()
             total, total_nll = total + loss.detach(), total_nll + nll
+        layout.send()
         return total, total_nll
 
     def news(self) -> Iterator[str]:

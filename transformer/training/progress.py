@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import threading
@@ -15,7 +16,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .ranks import Ranks
+from .ranks import ALONE, Ranks
+
+LISTEN = 0.5  # seconds between two looks for a signal of another rank
+CARRIER = signal.SIGURG  # one that means nothing to a process by default
 
 Status = Literal["completed", "diverged", "interrupted"]
 
@@ -194,7 +198,8 @@ class Interruption:
 
     A signal that was ignored before, as a shell sets SIGINT for what it starts in the background, does on the
     second time what it does by default, since that is what is announced. `name` is the signal's name once
-    there was one. Outside the main thread, where Python delivers no signals, it does nothing.
+    there was one. The chief of several `ranks` hears of theirs at each vote (`heard`), and while they wait
+    for it in `breaking`. Outside the main thread, where Python delivers no signals, it does nothing.
     """
 
     DEFAULTS: ClassVar[dict[signal.Signals, Any]] = {
@@ -202,9 +207,9 @@ class Interruption:
         signal.SIGTERM: signal.SIG_DFL,
     }
 
-    def __init__(self, meanwhile: str = "finishing this update") -> None:
+    def __init__(self, meanwhile: str = "finishing this update", ranks: Ranks = ALONE) -> None:
         """`meanwhile`: what a signal does not break off, in words."""
-        self.name = ""
+        self.name, self.ranks = "", ranks
         self._meanwhile = meanwhile
         self._breaks = ""
         self._before: dict[signal.Signals, Any] = {}
@@ -231,15 +236,50 @@ class Interruption:
     def breaking(self, what: str = "the validation") -> Iterator[None]:
         """A context that a signal, also one that came before it, leaves at once by raising `Interrupted`."""
         self._breaks = what
+        with self._listening():
+            try:
+                if self.name:
+                    raise Interrupted
+                yield
+            finally:
+                self._breaks = ""
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """A context in which the chief takes a signal that another rank tells of as one of its own.
+
+        It comes to the main thread as CARRIER, which Python only says to have come: another of the signals
+        themselves, after the first one, would stop at once.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        if self.ranks.size == 1 or not main:
+            yield
+            return
+        over, words = threading.Event(), list[str]()
+
+        def listen() -> None:
+            while not (words or over.wait(LISTEN)):
+                words.extend(filter(None, [self.ranks.told()]))
+            if words:
+                _thread.interrupt_main(CARRIER)
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            if words and not self.name:
+                self._handle(signal.Signals[words[0]], frame)
+
+        before = signal.signal(CARRIER, hear)
+        listener = threading.Thread(target=listen, name="signals of other ranks", daemon=True)
+        listener.start()
         try:
-            if self.name:
-                raise Interrupted
             yield
         finally:
-            self._breaks = ""
+            over.set()
+            listener.join(LISTEN)  # not for ever: the store may be on a machine that is gone
+            signal.signal(CARRIER, signal.SIG_DFL if before is None else before)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.name = signal.Signals(number).name
+        self.ranks.tell(self.name)
         what = f"breaking off {self._breaks}" if self._breaks else self._meanwhile
         # The bare descriptor: a handler may run while the log or the progress bar is being written.
         with suppress(OSError):  # nobody need be listening

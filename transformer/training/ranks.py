@@ -13,9 +13,10 @@ its environment and hands it to the trainer. What it offers:
     decide                what the chief finds by doing something; if that fails, every rank stops
     chief_first           a context that the chief goes through first, and the others when it is done
     barrier               wait for each other
+    tell, told            a word for the chief, which may be at work while the others wait
 
-All of them are *collective*: every rank calls the same ones in the same order, and waits. They raise RankLost
-when a process is gone. Of one process, `ALONE`, they return what they are given, at once.
+All but the last two are *collective*: every rank calls the same ones in the same order, and waits. They raise
+RankLost when a process is gone. Of one process, `ALONE`, they return what they are given, at once.
 
 Tensors on a CPU go through gloo, those on CUDA devices through nccl, so a vote never waits for the device.
 Ranks that wait while the chief prepares data, validates or scores wait up to LONGEST_WAIT. A process that
@@ -29,6 +30,7 @@ import json
 import os
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,6 +43,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, UserError
 from .connections import probe_connections
+from .launch import launched, supervised
 
 T = TypeVar("T")
 
@@ -97,6 +100,13 @@ class Ranks:
         """The body runs on the chief, then on the others; if it raises there, they raise Elsewhere."""
         yield
 
+    def tell(self, word: str) -> None:
+        """Leave a word for the chief, any time."""
+
+    def told(self) -> str:
+        """On the chief, any time: the word that another rank has left since this was asked; or nothing."""
+        return ""
+
     def lost(self, error: Exception, what: str) -> Exception:
         """What to raise for an error while all ranks were at work on `what`."""
         return error
@@ -106,10 +116,10 @@ ALONE = Ranks()
 
 
 class Processes(Ranks):
-    """One of several processes. The default process group is there while this is open."""
+    """One of several processes. The default process group is there while this is open, and its store."""
 
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int, size: int, store: Any = None) -> None:
+        self.rank, self.size, self._store = rank, size, store
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         together = torch.stack(tensors)
@@ -152,6 +162,7 @@ class Processes(Ranks):
                 found["value"] = find()
             except Exception as error:  # whatever it is, the others must not wait
                 failure = error
+        self._meet()
         found = self.broadcast(found)
         if failure is not None:
             raise failure
@@ -173,6 +184,29 @@ class Processes(Ranks):
         if self.chief:
             self.largest(0)
 
+    def _meet(self) -> None:
+        """A barrier at which a signal is heard meanwhile: its handler runs between two looks only."""
+        with self._reaching():
+            work, pause = torch.distributed.all_reduce(torch.zeros(1), async_op=True), 0.001
+            assert work is not None
+            while not work.is_completed():
+                time.sleep(pause)
+                pause = min(2 * pause, 0.05)
+            work.wait()
+
+    def tell(self, word: str) -> None:
+        if self._store is not None and not self.chief:
+            with suppress(RuntimeError):  # the store is gone, and the run with it
+                self._store.set("word", word)
+
+    def told(self) -> str:
+        with suppress(RuntimeError):
+            if self._store is not None and self._store.check(["word"]):
+                word = self._store.get("word").decode()
+                self._store.delete_key("word")
+                return str(word)
+        return ""
+
     def lost(self, error: Exception, what: str) -> Exception:
         reason = str(error).strip().partition("\n")[0]
         return RankLost(
@@ -189,21 +223,6 @@ class Processes(Ranks):
             raise self.lost(error, "speaking with the others") from error
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Has torchrun, or what speaks its language, started this process as one of several?"""
-    return "RANK" in environment and int(environment.get("WORLD_SIZE", "1")) > 1
-
-
-def restarted(environment: Mapping[str, str] = os.environ) -> bool:
-    """Has torchrun started this process anew after a failure?"""
-    return "RANK" in environment and int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
-def supervised(environment: Mapping[str, str] = os.environ) -> bool:
-    """Does torchrun look after this process, and start all anew when one ends with another code than 0?"""
-    return "TORCHELASTIC_RESTART_COUNT" in environment
-
-
 def _agent(environment: Mapping[str, str]) -> str:
     """The process of torchrun on this machine, which outlives its attempts; empty where there is none."""
     if not supervised(environment):
@@ -213,24 +232,6 @@ def _agent(environment: Mapping[str, str]) -> str:
         started = Path(f"/proc/{parent}/stat").read_text().rpartition(") ")[2].split()[19]
     job = environment.get("TORCHELASTIC_RUN_ID", "")
     return f"{job} {socket.gethostname()} {parent} {started}"
-
-
-def speaks(environment: Mapping[str, str] = os.environ) -> bool:
-    """Is it this process that tells what all processes of its machine find?"""
-    return not launched(environment) or environment.get("LOCAL_RANK", "0") == "0"
-
-
-def own_device(name: str, environment: Mapping[str, str] = os.environ) -> str:
-    """`auto` and `cuda` of one of several processes: the device of its own; else the name itself."""
-    if not launched(environment) or name not in ("auto", "cuda") or not torch.cuda.is_available():
-        return name
-    processes, there = int(environment.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if processes > there:
-        raise ConfigError(
-            f"{processes} processes on a machine with {there} CUDA devices;"
-            f" give --nproc-per-node {there}, or --device cpu"
-        )
-    return f"cuda:{environment.get('LOCAL_RANK', '0')}"
 
 
 def _meeting(environment: Mapping[str, str]) -> tuple[Any, str]:
@@ -279,9 +280,9 @@ def open_ranks(device: torch.device, environment: Mapping[str, str] = os.environ
     warnings.filterwarnings("ignore", message=r"var\(\): degrees of freedom")
     ranks = Processes(int(environment["RANK"]), size)
     with ranks._reaching():
-        store, ranks.job = _meeting(environment)
+        ranks._store, ranks.job = _meeting(environment)
         torch.distributed.init_process_group(
-            backend, store=store, rank=ranks.rank, world_size=size, timeout=LONGEST_WAIT
+            backend, store=ranks._store, rank=ranks.rank, world_size=size, timeout=LONGEST_WAIT
         )
     probe_connections(LONGEST_SILENCE)
     yield ranks

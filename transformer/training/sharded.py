@@ -31,7 +31,7 @@ class Sharded(Whole):
     Source: Zhao et al. 2023, arXiv 2304.11277, in torch's second form.
     """
 
-    probed = False
+    probed, cuts = False, False
 
     def __init__(self, model: Transformer, label_smoothing: float, ranks: Processes) -> None:
         super().__init__(model, label_smoothing, ranks)

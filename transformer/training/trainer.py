@@ -115,7 +115,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train until a limit, a signal or divergence; what is due after an update is one line each."""
         ranks, limits = self.ranks, self.limits
-        interruption = self.interruption = Interruption()
+        interruption = self.interruption = Interruption(ranks=ranks)
         try:
             with interruption:
                 updates = self._begin()
@@ -151,7 +151,7 @@ class Trainer:
         values = {"epoch": progress.epoch, **means, "learning_rate": rate, **progress.as_logged()}
         self.logbook.training(progress.update, values)
         for line in self.passes.news():
-            self.logbook.say(line)
+            self.logbook.remark(line)
         self._stop_if_broken(sums)
         if not self.limits.reached(progress):
             level, path = self.unigram_loss, self.logbook.metrics_path
