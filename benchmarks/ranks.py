@@ -60,9 +60,9 @@ def free_port() -> int:
 def run_together(
     size: int, folder: Path, names: Sequence[str], *, resumed: str = "", killed: bool = False
 ) -> list[dict[str, Any]]:
-    """What each of `size` new processes reports."""
+    """What each of `size` new processes reports; a server that has imported torch forks them."""
     arguments = (size, free_port(), str(folder), tuple(names), resumed, killed)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=work, args=(rank, *arguments)) for rank in range(size)]
     for process in processes:
         process.start()

@@ -140,10 +140,24 @@ KEYS = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.builds("{}={}".format, KEYS, VALUES), max_size=4))
-def test_no_value_of_any_option_causes_anything_but_a_configuration_error(overrides: list[str]) -> None:
+OVERRIDES = st.lists(st.builds("{}={}".format, KEYS, VALUES), max_size=4)
+
+
+def refuses_or_survives_its_own_yaml(overrides: list[str]) -> None:
     with suppress(ConfigError), tempfile.TemporaryDirectory() as folder:
         config = load(Config, None, overrides)
         (Path(folder) / "again.yaml").write_text(to_yaml(config), encoding="utf-8")
         assert load(Config, Path(folder) / "again.yaml") == config
+
+
+@settings(max_examples=80, deadline=None)
+@given(OVERRIDES)
+def test_no_value_of_any_option_causes_anything_but_a_configuration_error(overrides: list[str]) -> None:
+    refuses_or_survives_its_own_yaml(overrides)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@given(OVERRIDES)
+def test_nor_do_two_thousand(overrides: list[str]) -> None:
+    refuses_or_survives_its_own_yaml(overrides)

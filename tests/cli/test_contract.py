@@ -62,7 +62,9 @@ def straight(config: str, folder: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("cuts", [(1, 6), (3,), (5, 9), (8, 14)], ids=str)
+@pytest.mark.parametrize(
+    "cuts", [(1, 6), *(pytest.param(c, marks=pytest.mark.slow) for c in ((3,), (5, 9))), (8, 14)], ids=str
+)
 def test_interrupted_anywhere_the_end_and_every_hash_are_the_straight_runs(
     cuts: Sequence[int], straight: Path, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

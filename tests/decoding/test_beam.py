@@ -70,8 +70,17 @@ def test_a_large_beam_searches_a_markov_chain_exhaustively(
     same(found[:5], everything[:5])
 
 
-@pytest.mark.parametrize("kind", LENGTH_PENALTIES)
-@pytest.mark.parametrize("limit", [Limits(3), Limits(3, 2), Limits(3, 0, (5,)), Limits(2, 0, (1, 4))])
+BOUNDS = [Limits(3), Limits(3, 2), Limits(3, 0, (5,)), Limits(2, 0, (1, 4))]
+
+
+@pytest.mark.parametrize(
+    ("limit", "kind"),
+    [  # each limit and each penalty at once, and all of them together by `make slow`
+        pytest.param(limit, kind, marks=[] if i % len(LENGTH_PENALTIES) == j else pytest.mark.slow)
+        for i, limit in enumerate(BOUNDS)
+        for j, kind in enumerate(LENGTH_PENALTIES)
+    ],
+)
 def test_a_large_beam_finds_the_best_translation_of_a_transformer(kind: str, limit: Limits) -> None:
     model, source = tiny(8, seed=3), sources(3, 5, 8)
 

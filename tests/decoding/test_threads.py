@@ -26,6 +26,7 @@ from transformer.modules.products import has_onednn
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="one batch at a time without them")
 forks = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 FORKED = pytest.param(ForkedModels, marks=forks)
+OVER_TIME = {"encoder": "layer", "decoder": "instance"}
 SHAPE = {"d_model": 32, "heads": 2, "d_ff": 48, "encoder_layers": 1, "decoder_layers": 2}
 
 
@@ -59,9 +60,16 @@ def found(
         return [engine.search(batch, config) for batch in batches()]
 
 
-@pytest.mark.parametrize("kind", [Models, FORKED])
 @pytest.mark.parametrize("search", ["beam", "greedy", "sampling"])
-@pytest.mark.parametrize("norm", ["layer", {"encoder": "layer", "decoder": "instance"}])
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    [
+        (Models, "layer"),
+        pytest.param(ForkedModels, OVER_TIME, marks=forks),
+        pytest.param(Models, OVER_TIME, marks=pytest.mark.slow),
+        pytest.param(ForkedModels, "layer", marks=[forks, pytest.mark.slow]),
+    ],
+)
 def test_batches_at_a_time_change_nothing(
     kind: type[Models], search: str, norm: object, threads: int
 ) -> None:

@@ -31,8 +31,9 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "_LARGE", 1)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def two_threads() -> Iterator[None]:
+    """Several batches at a time."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -142,8 +143,16 @@ def load(model: Transformer) -> None:
     model.load_state_dict(rewritten.state_dict())
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
-@pytest.mark.parametrize("change", [rewrite, rewrite_unseen, train, replace, load, Transformer.double])
+CHANGES = [rewrite, rewrite_unseen, train, replace, load, Transformer.double]
+FOLLOWED = [(change, "float32") for change in CHANGES]
+FOLLOWED += [(replace, "bf16"), (rewrite_unseen, "bf16"), (load, "int8"), (Transformer.double, "int8")]
+REST = [(c, p) for c in CHANGES for p in ("bf16", "int8") if (c, p) not in FOLLOWED]
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("change", "precision"), [*FOLLOWED, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)]
+)
 def test_translation_follows_the_model(
     change: Callable[[Transformer], None], precision: InferencePrecision
 ) -> None:

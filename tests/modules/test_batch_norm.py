@@ -89,7 +89,9 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path) -> None:
             real = lengths_to_real(lengths if step < 4 or rank == 0 else [0, 0], 5)
             ranks[rank].append((inputs(rows), real, torch.randn(rows, 5, D, dtype=torch.float64)))
         torch.save(ranks[rank], tmp_path / f"steps{rank}.pt")
-    multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+        work, (str(tmp_path),), nprocs=2, start_method="forkserver"
+    )
     results = [torch.load(tmp_path / f"results{rank}.pt", weights_only=True) for rank in range(2)]
 
     joined = [tuple(map(torch.cat, zip(*steps, strict=True))) for steps in zip(*ranks, strict=True)]

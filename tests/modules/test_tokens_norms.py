@@ -299,8 +299,16 @@ def test_a_model_of_them_decodes_the_same_with_and_without_a_cache(norm: Any, pl
         tokens = torch.randint(4, 19, (len(chosen),))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])  # the second captures the backward pass too
-@pytest.mark.parametrize("norm", CAPTURED, ids=str)
+@pytest.mark.parametrize(  # aot_eager captures the backward pass too
+    ("norm", "backend"),
+    [
+        (CAPTURED[0], "eager"),
+        (CAPTURED[1], "aot_eager"),
+        pytest.param(CAPTURED[0], "aot_eager", marks=pytest.mark.slow),
+        pytest.param(CAPTURED[1], "eager", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_model_of_them_is_captured_whole(norm: Any, backend: str) -> None:
     model = small(norm, encoder_layers=1, decoder_layers=1).double()
     twin = copy.deepcopy(model)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import PAIRS, extras, plan, usual
+from pairs import MATRIX, extras, plan, usual
 from placement_oracles import CASES, NORM_COUNTS, ORACLES
 from placement_oracles.post import deepnorm_constants
 from taking_apart import compare, decoder_of, encoder_of
@@ -83,7 +83,7 @@ def test_every_option_of_a_placement_is_tried_with_another_value(placement: str)
     assert tried == set(defaults)
 
 
-@pytest.mark.parametrize(("placement", "norm"), PAIRS)
+@pytest.mark.parametrize(("placement", "norm"), MATRIX)
 def test_a_stack_equals_the_papers_equation(placement: str, norm: str) -> None:
     given = extras(placement, norm)
     check(placement, build(placement, norm=plan(norm), **given), given.get("placement_options", {}))

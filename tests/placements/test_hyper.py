@@ -124,8 +124,15 @@ def test_norms_over_several_tokens_are_refused(norm: str) -> None:
         build(norm={"encoder": norm, "decoder": "layer"})
 
 
-@pytest.mark.parametrize("dynamic", [True, False])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("training", "dynamic"),
+    [
+        (True, True),
+        (False, False),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+    ],
+)
 def test_it_compiles_as_one_graph_with_the_same_numbers(training: bool, dynamic: bool) -> None:
     torch.set_default_dtype(torch.float64)
     model, (source, target) = build(placement_options={"dynamic": dynamic}).train(training), batch()

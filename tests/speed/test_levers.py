@@ -133,7 +133,7 @@ def test_probe_and_log_are_read_at_each_update_with_the_lever_off(trainer: Train
 # --- translation
 
 
-@pytest.fixture(scope="module", params=["auto", "float32"])
+@pytest.fixture(scope="module", params=["auto", pytest.param("float32", marks=pytest.mark.slow)])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """A model of its own that has learnt something: where many translations are nearly as good, as with
     initial weights, number formats choose differently.

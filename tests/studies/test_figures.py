@@ -149,7 +149,13 @@ def drawn(name: str) -> dict[str, Any]:
     return {name: held[0] for name, held in found.items() if held}
 
 
-@pytest.mark.parametrize("name", STUDIES)
+# The others are less crowded forms of these.
+CROWDED = ("long names, warm-up", "foreign names", "nine rates", "twelve arms")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in CROWDED else pytest.mark.slow) for n in STUDIES]
+)
 def test_no_text_is_cut_off_or_written_over_another(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """Warnings are errors here: matplotlib warns of a missing letter and of a layout that collapses."""
     with caplog.at_level(logging.WARNING):

@@ -207,15 +207,16 @@ def test_places_share_the_cores_and_threads_of_the_configuration_hold(
     assert (threads_of(own, 3), threads_of(cell, 3)) == (1, 3)
 
 
-def test_submitit_runs_cells_in_its_local_mode(tmp_path: Path, folder: Path) -> None:
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_submitit_runs_cells_in_its_local_mode(number: int, tmp_path: Path, folder: Path) -> None:
     from transformer.cli.resolve import new_config
     from transformer.studies.cells import plan
     from transformer.studies.config import load_study
     from transformer.studies.launch import launch
 
-    cells = plan(load_study(folder / "study.yaml"), new_config, tmp_path / "runs")
+    cells = plan(load_study(folder / "study.yaml"), new_config, tmp_path / "runs")[:number]
     jobs = launch(cells, "local", tmp_path / "jobs", {"timeout_min": 5}, "cpu")
-    assert [job.result() for job in jobs.values()] == ["completed", "completed"]
+    assert [job.result() for job in jobs.values()] == ["completed"] * number
     assert not [path for path in (tmp_path / "jobs").rglob("*") if "%" in path.name]
     with pytest.raises(ConfigError, match="launch-set"):
         launch(cells, "local", tmp_path / "jobs", {"no_such": 1})

@@ -27,16 +27,25 @@ def gradients(workshop: Any, checkpointed: bool, dtype: torch.dtype, **flags: An
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+EVERY: list[dict[str, Any]] = [
+    *({"placement": name, "allow_unsound": True} for name in PLACEMENTS),
+    *(
+        {"norm": {"encoder": name, "decoder": "layer"} if NORMS[name].unfit("decoder") else name}
+        for name in WITHOUT_BATCHES
+    ),
+    {"placement": {"1-2": "post", "3-": "pre"}},
+]
+IN_HALF = ({"placement": "reversible", "allow_unsound": True}, {"norm": "instance"}, EVERY[-1])
+
+
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "dtype"),
     [
-        *({"placement": name, "allow_unsound": True} for name in PLACEMENTS),
+        *((flags, torch.float32) for flags in EVERY),
         *(
-            {"norm": {"encoder": name, "decoder": "layer"} if NORMS[name].unfit("decoder") else name}
-            for name in WITHOUT_BATCHES
+            pytest.param(flags, torch.bfloat16, marks=[] if flags in IN_HALF else pytest.mark.slow)
+            for flags in EVERY
         ),
-        {"placement": {"1-2": "post", "3-": "pre"}},
     ],
     ids=str,
 )

@@ -92,6 +92,7 @@ def placement_facts(name: str) -> dict[str, Any]:
     }
 
 
+@cache
 def norm_facts(name: str) -> dict[str, Any]:
     """All facts of a norm; parameters are those of the norms of a Pre-LN model of SHAPE."""
     entry = NORMS.entry(name)
@@ -112,6 +113,7 @@ def norm_facts(name: str) -> dict[str, Any]:
     }
 
 
+@cache
 def placement_refuses(name: str) -> dict[str, str]:
     """Norms that a placement does not go with, and why; stacks that a norm is unfit for do not count."""
     if not list(norm_needs(_model(name).config)):

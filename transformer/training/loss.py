@@ -141,9 +141,10 @@ def _in_chunks(
     log_sum, target_logit = inputs.new_empty(2, len(inputs)).unbind()
     rows_gradient = torch.empty_like(inputs) if wants_rows else None
     weight_gradient = torch.zeros_like(matrix) if wants_weight else None
-    converted = chunk if product != exact else 0  # else logits and softmax need no room of their own
-    wide, softmax = inputs.new_empty(2, converted, len(matrix)).unbind()
+    converted = product != exact  # else logits need no room of their own
+    wide = inputs.new_empty(chunk if converted else 0, len(matrix))
     kept = low.new_empty(group, len(matrix))
+    columns = projection.T.contiguous() if converted else projection.T  # or each product would
     for first in range(0, len(inputs), max(group, 1)):
         rows = slice(first, first + group)
         gradient = kept[: len(low[rows])]
@@ -151,17 +152,17 @@ def _in_chunks(
             narrow = gradient[start : start + chunk]
             part = slice(first + start, first + start + len(narrow))
             target = targets[part, None]
-            if product == exact:
-                logits, p = multiply(low[part], projection), narrow
+            if converted:
+                logits = wide[: len(narrow)].copy_(torch.mm(low[part], columns, out=narrow))
             else:
-                logits = wide[: len(narrow)].copy_(torch.mm(low[part], projection.T, out=narrow))
-                p = softmax[: len(narrow)]
-            torch.softmax(logits, 1, out=p)
+                logits = multiply(low[part], columns.T)
             target_logit[part] = logits.gather(1, target).squeeze(1)
-            log_sum[part] = logits.amax(1) - p.amax(1).log()  # the largest p is at least 1 / V
+            largest = logits.amax(1)
+            p = torch.softmax(logits, 1, out=logits if converted else narrow)
+            log_sum[part] = largest - p.amax(1).log()  # the largest p is at least 1 / V
             if wants_rows or wants_weight:
                 p.scatter_add_(1, target, p.new_full(target.shape, -confidence))
-                if product != exact:
+                if converted:
                     narrow.copy_(p)
         if rows_gradient is not None:
             rows_gradient[rows] = multiply(gradient, projection.T)
