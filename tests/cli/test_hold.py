@@ -73,6 +73,18 @@ def test_what_a_killed_process_had_just_started_is_waited_for(tmp_path: Path) ->
             assert str(os.getpid()) in (tmp_path / "run.lock").read_text()
 
 
+@pytest.mark.parametrize("text", ["", "[" * 9, "3", '{"pid": 1e999, "host": "a"}', '{"pid": -1, "host": ""}'])
+def test_a_lock_that_does_not_say_whose_it_is_is_respected(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformer.cli.hold.time.sleep", lambda _: None)
+    (tmp_path / "run.lock").write_text(text)
+    with open(tmp_path / "run.lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match="in use"), held(tmp_path):
+            pass
+
+
 def test_a_patient_one_waits_for_the_lock_of_one_that_is_about_to_end(tmp_path: Path) -> None:
     """As a rank that torchrun starts anew, while the one that it killed is still there."""
     with ExitStack() as first:

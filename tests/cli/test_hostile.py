@@ -123,9 +123,15 @@ def test_json_nested_too_deeply_is_a_damaged_file(bench: Bench, content: bytes) 
         require(call(translate, [str(bench.run)], b"one\n"), [1])
 
 
+def test_a_run_directory_whose_name_is_no_utf_8_is_refused(bench: Bench) -> None:
+    answer = require(call(train, [str(bench.config), "--run-dir", "\udca4"]), [2])
+    assert "choose another --run-dir" in answer.err
+
+
 def test_damaged_lines_of_the_metrics_are_left_out(tmp_path: Path) -> None:
     good = b'{"update": 5, "nll": 3.5, "learning_rate": 0.1}\n'
     bad = (b"\xff\n", b"{\n", b"3\n", b'{"nll": 1}\n', b'{"update": "x", "nll": []}\n', JSON[-1] + b"\n")
+    bad = (*bad, b'{"update": 1e999}\n')
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(line + good for line in bad))
     past = read_past(tmp_path / "metrics.jsonl")
     assert past.lines == [Line(5, 3.5, 0.1)] * len(bad)

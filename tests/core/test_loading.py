@@ -139,6 +139,7 @@ BAD_FILES = [
     ),
     ("model: {}\nmodel: {}", "model: duplicate key, first on line 1; keep one of the two", 2),
     ("? [a, b]\n: 1", "a key must be text", 1),
+    ('data:\n  test:\n    "\\ud800": a', "data.test: a key must be text", 3),
     (
         "seed: !!python/object/apply:os.system ['true']",
         "seed: the tag !!python/object/apply:os.system is not allowed",
@@ -171,6 +172,12 @@ def test_a_bad_file_is_answered_with_what_is_wrong_and_its_line(
     (problem,) = problems_of(file)
     assert problem.startswith(message)
     assert problem.endswith(f"({file}, line {line})" if line else f"({file})")
+
+
+@pytest.mark.parametrize("text", ["data.test.\udca4=a", "model.norm.\udca4=rms"])
+def test_a_key_of_the_command_line_that_is_no_utf_8_is_refused(text: str) -> None:
+    """Python makes halves of surrogate pairs of its bytes; nothing can be written with them."""
+    assert problems_of(None, [text]) == [f"a key must be text (--set {text})"]
 
 
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:

@@ -185,7 +185,11 @@ def test_a_manifest_names_files_of_its_directory_only(name: str, last: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "3", "{}", '{"files": 3}', '{"files": {"a": {}}, "format": 1}', "[" * 99999]
+    "text",
+    [
+        *("[]", "3", "{}", '{"files": 3}', '{"files": {"a": {}}, "format": 1}', "[" * 99999),
+        '{"files": {"a": {"bytes": 1e999, "sha256": ""}}, "format": 1}',
+    ],
 )
 def test_a_manifest_that_is_none_is_damage(text: str, last: Path) -> None:
     (last / "manifest.json").write_text(text)

@@ -88,7 +88,7 @@ def _sign(descriptor: int) -> None:
 def _holder(descriptor: int) -> tuple[int, str] | None:
     """The process that has the lock, and its host; None if it does not say so within a second."""
     for _ in range(20):
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, OverflowError, KeyError, TypeError):
             words = json.loads(os.pread(descriptor, 4096, 0))
             return int(words["pid"]), str(words["host"])
         time.sleep(0.05)  # it has the lock, and has not written yet

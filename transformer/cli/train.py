@@ -15,6 +15,7 @@ import torch
 from ..core.errors import ConfigError, OutOfMemory
 from ..core.loading import to_yaml
 from ..core.plans import shown
+from ..core.reading import halved
 from ..core.rundir import CHECKPOINTS, CONFIG_FILE, DATA_REPORT, JOB, RESULT, WEIGHTS
 from ..core.seal import sealed
 from ..data.batching import BatchStream, Share
@@ -74,6 +75,10 @@ def _main(argv: Sequence[str]) -> int:
     config = (
         resumed_config(arguments.resume, overrides) if resume else new_config(arguments.config, overrides)
     )
+    if halved(str(config.run_dir)):
+        raise ConfigError(
+            f"{config.run_dir} is no UTF-8 text, as TensorBoard asks for; choose another --run-dir"
+        )
     device = pick_device(own_device(arguments.device))
     require_products(resolve_precision(config.decode.precision, device), device)
     if arguments.check:

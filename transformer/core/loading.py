@@ -22,7 +22,7 @@ from .errors import ConfigError, Problem
 from .explaining import explain_failures
 from .options import holds_plan, subsection
 from .plans import opened
-from .reading import Document, KeyPath, read_yaml
+from .reading import Document, KeyPath, halved, read_yaml
 from .registry import nearest
 
 S = TypeVar("S", bound=Section)
@@ -168,6 +168,9 @@ def parse_override(text: str, problems: list[Problem]) -> Override | None:
     source = f"--set {text if len(text) <= 60 else text[:57] + '...'}"
     key, equals, value = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
+    if halved(key):
+        problems.append(Problem("", "a key must be text", source))
+        return None
     if not equals or not all(path):
         problems.append(Problem("", "expected section.key=value", source))
         return None

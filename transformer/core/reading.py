@@ -153,11 +153,16 @@ def _sound(value: Any) -> Any:
     return value
 
 
+def halved(text: str) -> bool:
+    """Has it half a surrogate pair: by an escape, or by what Python makes of bytes that are no UTF-8?"""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _mapping(loader: _Loader, document: Document, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
+        if not isinstance(key_node, yaml.ScalarNode) or halved(key_node.value):
             document.wrong("a key must be text", line, path=path)
             continue
         key = key_node.value

@@ -36,7 +36,7 @@ def read_past(path: Path) -> Past:
     """Empty where there is no such file; a line that cannot be read, as in a damaged one, is left out."""
     past = Past()
     for line in path.read_bytes().splitlines() if path.exists() else ():
-        with suppress(ValueError, KeyError, TypeError, AttributeError):
+        with suppress(ValueError, OverflowError, KeyError, TypeError, AttributeError):
             _note(read_json(line), past)
     return past
 

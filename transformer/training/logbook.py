@@ -180,7 +180,7 @@ def append(path: Path, text: str) -> None:
     """Add text to a file; CheckpointError where that fails, and then no half of it stays."""
     try:
         size = path.stat().st_size if path.exists() else 0
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError as error:
         with suppress(OSError):

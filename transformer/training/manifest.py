@@ -51,7 +51,15 @@ def verified(directory: Path) -> dict[str, Any] | None:
             raise ValueError(f"format {manifest['format']!r}, this version reads {FORMAT}")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
         raise CheckpointError(f"{path}: damaged ({error!r})") from error
     for name, (size, digest) in files.items():
         if "\0" in name or "\\" in name or Path(name).name != name:
