@@ -188,24 +188,3 @@ def test_copies_share_parameters_and_products() -> None:
 def test_other_number_formats_stay_as_they_are() -> None:
     assert can_be_packed(model())
     assert not can_be_packed(model().double())
-
-
-def test_bf16_products_of_many_numbers_of_rows_have_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, bias = torch.randn(300, 200), torch.randn(300)
-    sizes, torchs = set(), torch.nn.functional.linear
-
-    def noted(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        sizes.add(len(x))
-        return torchs(x, *others)
-
-    monkeypatch.setattr(torch.nn.functional, "linear", noted)
-    product = packed._product(weight, bias, torch.bfloat16)
-    for rows in range(100, 1000, 7):
-        x = torch.randn(rows // 2, 2, 200)
-        exact = x.bfloat16().double() @ weight.bfloat16().double().T + bias.bfloat16()
-        torch.testing.assert_close(
-            product(x).double(), exact, rtol=2**-7, atol=2**-7 * float(exact.abs().max())
-        )
-    assert len(sizes) < 25
-    assert product(torch.randn(5, 200)).shape == (5, 300)
-    assert 5 in sizes, "little to multiply is multiplied as it is"

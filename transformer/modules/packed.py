@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .int8 import int8_product
-from .products import onednn, whole_steps
+from .products import onednn
 
 Product = Callable[[Tensor], Tensor]  # (..., in) -> (..., out)
 
 # Multiplications from which on oneDNN's product is not slower than torch's: a call takes it 10 us longer.
 _LARGE = 1 << 20
-# Those from which on a kernel takes so long to make that zeros are multiplied instead.
-_LARGE_TO_MAKE = 1 << 22
 
 
 class PackedProducts:
@@ -80,16 +78,7 @@ def _product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Product
         return int8_product(weight, bias)
     weight = weight.detach().to(dtype).contiguous()
     bias = None if bias is None else bias.detach().to(dtype)
-    if dtype == torch.bfloat16:
-        return lambda x: _of_few_sizes(x.to(dtype), weight, bias)
+    if dtype != torch.float32:
+        return lambda x: F.linear(x.to(dtype), weight, bias)
     large = _LARGE // len(weight)
     return lambda x: onednn(x, weight, bias) if x.numel() >= large else F.linear(x, weight, bias)
-
-
-def _of_few_sizes(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Where it is large, with rows of zeros after x: oneDNN makes a kernel for each number of rows."""
-    rows = x.numel() // x.shape[-1]
-    if rows * weight.numel() < _LARGE_TO_MAKE:
-        return F.linear(x, weight, bias)
-    made = F.linear(whole_steps(x.reshape(rows, -1)), weight, bias)
-    return made[:rows].view(*x.shape[:-1], len(weight))

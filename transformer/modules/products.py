@@ -93,12 +93,6 @@ def _step(extent: int) -> int:
     return 1 << max(5, extent.bit_length() - 4)
 
 
-def whole_steps(x: Tensor) -> Tensor:
-    """`x` with as many rows of zeros as make products of few sizes with it."""
-    step = _step(len(x))
-    return x if len(x) % step == 0 else _lengthened(x, -(-len(x) // step) * step)
-
-
 def _lengthened(x: Tensor, rows: int) -> Tensor:
     """`x` and rows of zeros."""
     return F.pad(x, (0, 0, 0, rows - len(x)))
