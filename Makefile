@@ -25,6 +25,8 @@ demo: $(VENV)/installed  ## train on the embedded corpus, translate held-out sen
 	$(BIN)/python train.py configs/demo.yaml --overwrite
 	$(BIN)/python -m transformer demo runs/demo
 
+# bytecode is written even where that is switched off: pytest's own of all test modules takes ten seconds to make
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/tested  ## the test suite, under five minutes on two cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 

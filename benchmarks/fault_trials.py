@@ -153,7 +153,7 @@ class Running:
         self.said, self.began, self.at = said, time.monotonic(), time.time()
         os.environ["PYTHONPATH"] = str(ROOT)  # the server imports this checkout, wherever it is started
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["transformer.cli.train", "torch.utils.tensorboard"])
+        context.set_forkserver_preload(["transformer.cli.train", "torch.utils.tensorboard", "torch._dynamo"])
         self.process = context.Process(target=_child, args=(command, [*argv], str(said), file_limit, room))
         self.process.start()
 

@@ -19,8 +19,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -100,6 +100,16 @@ def end(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """A signal here comes afterwards: what is made is known to be."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Network:
     """`hosts` namespaces, each with eth0 at `rate` bits a second (0: whatever the kernel does).
 
@@ -142,8 +152,9 @@ class Network:
         remove_abandoned()
         try:
             for namespace in (*map(self.host, range(self.hosts)), self.switch):  # which goes first
-                ip("netns", "add", namespace)
-                self._made.append(namespace)
+                with _signals_wait():
+                    ip("netns", "add", namespace)
+                    self._made.append(namespace)
             self._join()
             for number in range(self.hosts):
                 self._configure(number)

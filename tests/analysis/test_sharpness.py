@@ -94,7 +94,7 @@ def test_preconditioning_gives_the_eigenvalues_of_p_inverse_times_h() -> None:
     assert found.value == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("placement", ["post", "reversible"])
+@pytest.mark.parametrize("placement", [pytest.param("post", marks=pytest.mark.slow), "reversible"])
 def test_the_hessian_of_a_model_is_that_of_autograd_entry_by_entry(placement: str) -> None:
     """An explicit Hessian of all parameters, from torch's own function of a flat vector."""
     config = ModelConfig.model_validate({**TINY, "placement": placement})

@@ -69,7 +69,14 @@ EXCESS = {
 TYINGS = {"none": False, "source_target": False, "target_output": True, "all": True}
 
 
-@pytest.mark.parametrize(("placement", "tie"), [*itertools.product(PLACEMENTS, TYINGS)])
+# What counts is whether the output is an embedding: of each kind one, the other by `make slow`.
+@pytest.mark.parametrize(
+    ("placement", "tie"),
+    [
+        pytest.param(*case, marks=[] if case[1] in ("none", "all") else pytest.mark.slow)
+        for case in itertools.product(PLACEMENTS, TYINGS)
+    ],
+)
 def test_the_loss_starts_near_the_uniform_one(placement: str, tie: str) -> None:
     size = 400
     shape = {"d_model": 128, "heads": 4, "d_ff": 256}

@@ -113,7 +113,10 @@ def test_every_placements_gains_are_known_here() -> None:
     assert set(GAINS) == set(PLACEMENTS), "write the paper's initial gains of each placement into GAINS"
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 2), (6, 6), (3, 5)])
+@pytest.mark.parametrize(
+    ("n", "m"),
+    [pytest.param(2, 2, marks=pytest.mark.slow), pytest.param(6, 6, marks=pytest.mark.slow), (3, 5)],
+)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_matrices_have_xaviers_variance_times_the_placements_gain(placement: str, n: int, m: int) -> None:
     check_matrices(build(placement, encoder_layers=n, decoder_layers=m), GAINS[placement], n, m)

@@ -128,7 +128,7 @@ def test_norms_over_several_tokens_are_refused(norm: str) -> None:
     ("training", "dynamic"),
     [
         (True, True),
-        (False, False),
+        pytest.param(False, False, marks=pytest.mark.slow),
         pytest.param(True, False, marks=pytest.mark.slow),
         pytest.param(False, True, marks=pytest.mark.slow),
     ],

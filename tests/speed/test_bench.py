@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ TINY = [
     *("--set", "model.encoder_layers=1", "--set", "model.decoder_layers=1"),
     *("--set", "train.batch_tokens=256", "--rounds", "2", "--device", "cpu"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine can do at most is looked for long enough that these models do not reach it."""
+    monkeypatch.setattr("transformer.cli.bench.measure_ceilings", partial(measure_ceilings, seconds=0.03))
 
 
 def test_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

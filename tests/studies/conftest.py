@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+
+from transformer.cli.study import main
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -39,18 +43,6 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "transformer", "study", *words]
 
 
-@pytest.fixture(scope="session")
-def run_study() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command in a process of its own, to its end."""
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*words), capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False
-        )
-
-    return run
-
-
 @pytest.fixture
 def start_study() -> Callable[..., subprocess.Popen[str]]:
     """Start the command in a process of its own."""
@@ -77,9 +69,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def done(
-    folder: Path, run_study: Callable[..., subprocess.CompletedProcess[str]]
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The study after its first run: where its runs are, and what was said."""
-    said = run_study(str(folder / "study.yaml"), "--runs", str(folder / "runs"))
-    return folder / "runs", said
+def done(folder: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The study after its first run, in this process: where its runs are, and what was said."""
+    words = [str(folder / "study.yaml"), "--runs", str(folder / "runs")]
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main(words)
+    return folder / "runs", subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())

@@ -71,8 +71,15 @@ def logging(trainer: Trainer, levels: list[float]) -> None:
 # --- exploded
 
 
-@pytest.mark.parametrize("rate", [1e10, 1e30])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [
+        ("adam", 1e10),
+        ("sgd", 1e30),
+        pytest.param("adam", 1e30, marks=pytest.mark.slow),
+        pytest.param("sgd", 1e10, marks=pytest.mark.slow),
+    ],
+)
 def test_an_absurd_rate_explodes_and_the_first_layer_is_the_one_that_a_plain_pass_finds(
     rate: float, optimizer: str, workshop: Any
 ) -> None:
@@ -279,8 +286,15 @@ def test_a_loss_that_rises_and_comes_back_is_no_divergence(risen: list[float], w
     assert trainer.fit().status == "completed"
 
 
-@pytest.mark.parametrize("stall_updates", [0, 40], ids=["not looked for", "of all updates"])
-@pytest.mark.parametrize("log_every", [2, 7])
+@pytest.mark.parametrize(
+    ("log_every", "stall_updates"),
+    [
+        (2, 40),
+        (7, 0),
+        pytest.param(2, 0, marks=pytest.mark.slow),
+        pytest.param(7, 40, marks=pytest.mark.slow),
+    ],
+)
 def test_slow_learning_is_no_divergence_at_the_last_update(
     log_every: int, stall_updates: int, workshop: Any
 ) -> None:
@@ -427,7 +441,9 @@ def test_an_error_that_no_batch_explains_is_raised_as_it_is(workshop: Any) -> No
         trainer.fit()
 
 
-@pytest.mark.parametrize("placement", ["pre", "post", "rezero", "fixup"])
+@pytest.mark.parametrize(
+    "placement", [*(pytest.param(p, marks=pytest.mark.slow) for p in ("pre", "rezero")), "post", "fixup"]
+)
 def test_a_batch_that_alone_is_not_finite_is_a_matter_of_data_even_after_a_spike(
     placement: str, workshop: Any
 ) -> None:

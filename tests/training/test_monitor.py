@@ -205,10 +205,18 @@ def test_every_placement_gives_every_number_of_the_first_micro_batch_once(
 # --- nothing changes, nothing stays
 
 
+PLAINLY: list[dict[str, Any]] = [{}, {"precision": "bf16"}, {"accumulate": 2, "optimizer": "adamw"}]
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"precision": "bf16"}, {"accumulate": 2, "optimizer": "adamw"}], ids=str
+    ("placement", "options"),
+    [  # each placement with one way, each way with one placement; the rest by `make slow`
+        pytest.param(placement, options, marks=[] if i == j else pytest.mark.slow)
+        for i, placement in enumerate(["post", "reversible", "hyper"])
+        for j, options in enumerate(PLAINLY)
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("placement", ["post", "reversible", "hyper"])
 def test_weights_are_the_same_bits_with_and_without_probes(
     placement: str, options: dict[str, Any], workshop: Any
 ) -> None:

@@ -96,8 +96,15 @@ def assert_same(resumed: Any, straight: Any) -> None:
     assert best[1] == other_best[1]
 
 
+# A schedule is a function of the update, but for one that remembers: two of them, and all by `make slow`.
 CASES = [
-    *({"schedule": name, "timescale": 5} for name in SCHEDULES),
+    *(
+        pytest.param(
+            {"schedule": name, "timescale": 5},
+            marks=[] if name in ("inverse_sqrt", "plateau") else pytest.mark.slow,
+        )
+        for name in SCHEDULES
+    ),
     {"schedule": "plateau", "plateau_patience": 1, "accumulate": 3, "factor": 0.5},
     {"optimizer": "muon", "accumulate": 2, "save_every": 1},
     {"optimizer": "radam", "epochs": 3, "updates": None, "schedule": "cosine", "accumulate": 2},

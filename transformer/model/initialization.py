@@ -29,6 +29,8 @@ def initialize(model: Transformer, seed: int) -> None:
     gates and scales keep the values their classes give them. Sources: Glorot and Bengio
     2010, eq. 16; embeddings as in Vaswani et al. 2017 with unit-variance logits when tied.
     """
+    if model.output_table.is_meta:  # shapes without numbers
+        return
     gains = {
         id(linear.weight): gain
         for placement, sublayer in model.sites()
