@@ -20,6 +20,7 @@ from transformer.cli.data import main as data
 from transformer.cli.demo import main as demo
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
+from transformer.training.checkpoint import CHECKSUM
 from transformer.training.history import Line, read_past
 
 CASES = 300
@@ -121,6 +122,22 @@ def test_json_nested_too_deeply_is_a_damaged_file(bench: Bench, content: bytes) 
         bench.run / "model.safetensors", struct.pack("<Q", len(packed)) + packed + weights[8 + size :]
     ):
         require(call(translate, [str(bench.run)], b"one\n"), [1])
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]", "nojson", "null", "[" * 100_000], ids=["list", "text", "null", "deep"]
+)
+def test_weights_whose_header_names_no_options_are_refused(bench: Bench, content: str) -> None:
+    weights = bench.kept[bench.run / "model.safetensors"]
+    (size,) = struct.unpack("<Q", weights[:8])
+    header = json.loads(weights[8 : 8 + size])
+    header["__metadata__"] = {**header["__metadata__"], "model": content}
+    header["__metadata__"].pop(CHECKSUM)
+    packed = json.dumps(header).encode()
+    whole = struct.pack("<Q", len(packed)) + packed + weights[8 + size :]
+    with bench.damaged(bench.run / "model.safetensors", whole):
+        answer = require(call(translate, [str(bench.run)], b"one\n"), [1])
+    assert "names no options of a model" in answer.err
 
 
 def test_a_run_directory_whose_name_is_no_utf_8_is_refused(bench: Bench) -> None:

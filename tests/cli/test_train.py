@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -21,9 +22,11 @@ from transformer.cli.config import Config
 from transformer.cli.resolve import run_config
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
+from transformer.core import disk
 from transformer.core.loading import load
 from transformer.core.signature import options_of
 from transformer.modules.placements import PLACEMENTS
+from transformer.training.logbook import Logbook
 from transformer.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -348,6 +351,45 @@ def test_a_truncated_checkpoint_is_named_and_cannot_be_resumed(
     message = capsys.readouterr().err
     assert str(state) in message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "result.json", "log.txt"])
+def test_where_the_end_cannot_be_written_the_way_on_is_told(
+    file: str,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    if file == "log.txt":
+        write = Logbook.validation
+
+        def full(self: Logbook, *arguments: Any) -> None:
+            monkeypatch.setattr("transformer.training.logbook.not_through_a_link", refuse)
+            write(self, *arguments)
+
+        monkeypatch.setattr(Logbook, "validation", full)
+    else:
+        replace = disk.replace
+
+        def refuse_it(temporary: Path, path: Path) -> None:
+            if path == copy / file:
+                refuse()
+            replace(temporary, path)
+
+        monkeypatch.setattr("transformer.training.checkpoint.replace", refuse_it)
+    assert train(["--resume", str(copy), "--set", "train.updates=20"]) == 1
+    told = capsys.readouterr().err
+    assert "No space left on device" in told
+    assert f"once this is mended, --resume {copy} goes on after update " in told
+    monkeypatch.undo()
+    assert train(["--resume", str(copy)]) == 0
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_the_script_reports_errors_without_a_traceback(config: str) -> None:

@@ -215,6 +215,8 @@ def test_what_is_no_shortage_stays_as_it_is() -> None:
     ):
         passes.run([batch_of(4)], 1)
     assert not is_out_of_memory(ValueError("DefaultCPUAllocator"))
+    hook = "Got the following error when running the callback: MemoryError: <EMPTY MESSAGE>"
+    assert is_out_of_memory(RuntimeError(hook))
     assert is_out_of_memory(SystemError("error return without exception set"))
     assert not is_out_of_memory(SystemError("bad argument to internal function"))
     assert is_out_of_memory(RuntimeError("can't start new thread"))  # there is no room for its stack

@@ -16,7 +16,8 @@ import torch
 
 from transformer.core.errors import CheckpointError
 from transformer.training.checkpoint import read_weights
-from transformer.training.progress import Interrupted, Interruption, Stopwatch
+from transformer.training.interruption import Interrupted, Interruption
+from transformer.training.progress import Stopwatch
 from transformer.training.schedules import SCHEDULES
 from transformer.training.states import find_training, load_training
 

@@ -90,5 +90,11 @@ def test_every_optimizer_takes_slices_or_is_refused_by_name(name: str, alone: Pr
         assert [problem.path for problem in problems] == ["train.optimizer"]
         assert not OPTIMIZERS[name].elementwise
         return
-    weights, _ = updated(Whole(copy.deepcopy(model), 0.1), config)
-    torch.testing.assert_close(updated(Sharded(model, 0.1, alone), config)[0], weights, rtol=1e-9, atol=1e-9)
+    whole, sharded = Whole(copy.deepcopy(model), 0.1), Sharded(model, 0.1, alone)
+    weights, moments = updated(whole, config)
+    ours, our_moments = updated(sharded, config)
+    torch.testing.assert_close(ours, weights, rtol=1e-9, atol=1e-9)
+    for layout in (whole, sharded):  # each goes on with what the other one has kept
+        layout.load(weights, "here")
+    second, _ = updated(whole, config, our_moments)
+    torch.testing.assert_close(updated(sharded, config, moments)[0], second, rtol=1e-9, atol=1e-9)

@@ -265,3 +265,43 @@ def test_a_state_without_one_of_its_parts_is_refused(key: str, workshop: Any) ->
     save_training(trainer.shelf.last, weights, {n: v for n, v in whole.items() if n != key}, 1)
     with pytest.raises(CheckpointError, match=r"trainer\.pt: not a whole trainer state"):
         workshop.trainer(updates=1).resume()
+
+
+ODD: list[tuple[tuple[str, ...], Any]] = [
+    (("progress", "update"), -5),
+    (("progress", "update"), 1.5),
+    (("progress", "epoch"), 0),
+    (("progress", "batch"), 10**30),
+    (("progress", "recent"), ["../../../x"]),
+    (("progress", "best"), "abc"),
+    (("progress", "best_metrics"), "abc"),
+    (("window", "sums"), torch.zeros(2)),
+    (("window", "tokens"), "x"),
+    (("window", "seconds"), None),
+    (("progress", "seconds"), float("nan")),
+    (("schedule",), {"best": "x"}),
+    (("optimizer", "param_groups"), []),
+    (("logged",), -7),
+    (("fixed",), [1]),
+    (("changeable",), [1]),
+    (("machine",), "m"),
+    (("measured",), 5),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), ODD, ids=str)
+def test_a_state_of_odd_values_is_refused_although_its_checksums_are_right(
+    path: tuple[str, ...], value: Any, workshop: Any
+) -> None:
+    last = workshop.trainer(updates=1)
+    last.fit()
+    weights, state = load_training(last.shelf.last)
+    *parents, name = path
+    section = state
+    for parent in parents:
+        section = section[parent]
+    section[name] = value
+    save_training(last.shelf.last, weights, {k: v for k, v in state.items() if k != "update"}, 1)
+    last.shelf.last.with_name("previous").rename(last.shelf.last.with_name("away"))
+    with pytest.raises(CheckpointError, match=r"trainer\.pt: not a"):
+        workshop.trainer(updates=1).resume()

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import CheckpointError
 from ..core.rundir import TESTS, WEIGHTS
 from ..data.dataset import Prepared
 from ..decoding.translator import Translator
 from ..evaluation.validation import score_test_sets
 from ..training.checkpoint import load_model_weights
+from ..training.interruption import Interrupted, Interruption
 from ..training.launch import supervised
-from ..training.progress import Interrupted, Interruption
 from ..training.trainer import Outcome, Trainer
 from .command import INTERRUPTED
 from .config import Config
 from .result import describe_result, write_result, write_text
 
 EXIT = {"completed": 0, "diverged": 3, "interrupted": INTERRUPTED}
+
+
+@contextmanager
+def resumable(trainer: Trainer) -> Iterator[None]:
+    """A context in which a file that cannot be written or read ends the run with how it goes on."""
+    try:
+        yield
+    except CheckpointError as error:
+        if trainer.saved < 0:
+            raise
+        way = f"--resume {trainer.run_dir} goes on after update {trainer.saved:,}"
+        raise CheckpointError(f"{error}. The run stops here: once this is mended, {way}") from error
 
 
 def conclude(

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..core.disk import not_through_a_link
 from ..core.errors import CheckpointError, ConfigError
 from ..core.rundir import LOCK
 from .lines import say
@@ -39,7 +40,8 @@ def held(run_dir: Path, patience: float = 0.0) -> Iterator[None]:
         descriptor = _locked(path, time.monotonic() + patience)
     except OSError as error:
         raise CheckpointError(
-            f"{run_dir}: cannot be written ({error.strerror}); make it writable, or choose another --run-dir"
+            f"{error.filename or run_dir}: cannot be written ({error.strerror}); make it writable, or choose"
+            " another --run-dir"
         ) from error
     try:
         with suppress(OSError):  # on a full disk it is locked and says nothing
@@ -55,7 +57,7 @@ def _locked(path: Path, deadline: float) -> int:
     """A descriptor of the file, locked. A file that its holder removed meanwhile is made anew."""
     grace = time.monotonic() + GRACE
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = not_through_a_link(str(path), os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

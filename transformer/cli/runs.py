@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,7 +62,7 @@ def require_made_with(
     Options that one of two versions does not know are not compared.
     """
     now = made_with(config, source, target)
-    before, here = json.loads(header.get("model", "{}")), json.loads(now["model"])
+    before, here = _options(header, file), json.loads(now["model"])
     changed = [
         f"model.{name} = {before[name]}" for name in here if before.get(name, here[name]) != here[name]
     ]
@@ -71,6 +73,14 @@ def require_made_with(
             f"{file}: trained with {', '.join(changed)}; {CONFIG_FILE} or {TOKENIZERS} of the run was edited"
             " or damaged: put back a copy"
         )
+
+
+def _options(header: Mapping[str, str], file: Path) -> dict[str, Any]:
+    """The `model` section that a weights file names."""
+    with suppress(ValueError, RecursionError):
+        if isinstance(options := json.loads(header.get("model", "{}")), dict):
+            return options
+    raise CheckpointError(f"{file}: its header names no options of a model; put back a copy")
 
 
 def load_ensemble(

@@ -25,15 +25,15 @@ from ..decoding.engine import require_products
 from ..evaluation.validation import Validator
 from ..model.transformer import Transformer
 from ..modules.precision import resolve_precision
+from ..training.interruption import Interruption
 from ..training.launch import launched, own_device, restarted, speaks
 from ..training.logbook import Logbook, Mute
 from ..training.memory import keep_freed_memory
-from ..training.progress import Interruption
 from ..training.ranks import ALONE, Elsewhere, Ranks, open_ranks
 from ..training.shelf import Shelf
 from ..training.trainer import Outcome, Trainer
 from .command import EXIT_CODES, MODEL_FLAGS, Parser, command
-from .conclude import EXIT, conclude
+from .conclude import EXIT, conclude, resumable
 from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .hold import held
@@ -127,14 +127,15 @@ def train(
             logbook.say(f"{how_it_ended(run_dir)}, and nothing was saved: beginning again with update 1")
         calibrate(config, data, model, device, logbook)
     trainer = wire(config, run_dir, data, model, logbook, ranks)
-    if begun:
-        trainer.resume()
-    ranks.decide(lambda: _lay_out(config, run_dir, data, ranks.job))
-    outcome = _fit(trainer, config, data)
-    with Interruption("ending the run", ranks) as interruption:  # in all ranks; the first one hears
-        return ranks.decide(
-            lambda: conclude(config, run_dir, data, tests, trainer, outcome, command_line, interruption)
-        )
+    with resumable(trainer):
+        if begun:
+            trainer.resume()
+        ranks.decide(lambda: _lay_out(config, run_dir, data, ranks.job))
+        outcome = _fit(trainer, config, data)
+        with Interruption("ending the run", ranks) as interruption:  # in all ranks; the first one hears
+            return ranks.decide(
+                lambda: conclude(config, run_dir, data, tests, trainer, outcome, command_line, interruption)
+            )
 
 
 def _lay_out(config: Config, run_dir: Path, data: Prepared, job: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -28,6 +29,19 @@ def sync_directory(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def not_through_a_link(path: str, flags: int) -> int:
+    """`open`'s opener of a file that is changed in place: what a link leads to is none of this directory.
+
+    OSError, which says so.
+    """
+    try:
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link, and what it leads to is not touched", path) from error
+        raise
 
 
 def clear(path: Path) -> None:

@@ -71,6 +71,7 @@ class OutOfMemory(UserError):
 _ALLOCATORS = (
     *("DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory"),
     *("STATUS_ALLOC_FAILED", "could not create a primitive", "can't start new thread"),
+    "callback: MemoryError",  # of a gradient's hook, which torch runs
 )
 
 

@@ -13,6 +13,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from ..core.disk import not_through_a_link
 from ..core.errors import DataError
 
 
@@ -36,7 +37,7 @@ class Lock:
 def take(path: Path) -> Lock | None:
     """The lock, or None while another process has it. DataError where files cannot be locked."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = not_through_a_link(str(path), os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

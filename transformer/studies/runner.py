@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import ConfigError
-from ..training.progress import Interruption
+from ..training.interruption import Interruption
 from .cells import FINISHED, Cell, flat, read_result, state
 from .locks import Lock, holder, take
 

@@ -145,8 +145,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: cannot be written ({error}); what was there before is kept."
-            " Is the disk full or read-only?"
+            f"{path}: cannot be written ({error}: is the disk full or read-only?);"
+            " what was there before is kept"
         ) from error
     finally:
         if temporary.exists():

@@ -9,7 +9,8 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from .config import TrainConfig
 from .history import Line, Past, last_rise, level_of, read_past
-from .progress import Interrupted, Progress
+from .interruption import Interrupted
+from .progress import Progress
 from .ranks import Ranks
 
 T = TypeVar("T")

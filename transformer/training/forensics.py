@@ -21,9 +21,9 @@ from .divergence import COLLAPSED, DATA, EXPLODED, NEVER_STARTED, OVERFLOW, RISE
 from .findings import Findings
 from .history import EARLIER, last_rise, last_spike, level_of, read_past, spread
 from .inspection import Inspector, Place, Recorder, describe, ill_formed, located, not_finite
+from .interruption import Interruption
 from .limits import updates_of
 from .passes import copied
-from .progress import Interruption
 
 if TYPE_CHECKING:
     from .trainer import Trainer

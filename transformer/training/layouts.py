@@ -27,6 +27,7 @@ from ..modules.placements import Placement
 from .checkpoint import set_weights
 from .config import TrainConfig
 from .loss import sequence_loss
+from .moments import fitting
 from .optimizers import OPTIMIZERS
 from .ranks import ALONE, Processes, Ranks
 
@@ -84,8 +85,9 @@ class Whole:
         """The optimizer's state dict, whole. Collective."""
         return optimizer.state_dict()
 
-    def load_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
-        optimizer.load_state_dict(state)
+    def load_optimizer(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        """Take up what `optimizer_state` gave, in any layout. ValueError if it is none of this optimizer."""
+        optimizer.load_state_dict(fitting(state, optimizer))
 
     def whole(self, weights: Mapping[str, Tensor] | None = None) -> Transformer:
         """On the chief: a model that runs by itself, with these weights, or its last ones."""

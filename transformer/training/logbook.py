@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ..core.disk import not_through_a_link
 from ..core.errors import CheckpointError
 from ..core.rundir import LOG, METRICS, TENSORBOARD
 from .monitor import Reading
@@ -52,7 +53,7 @@ class Logbook:
     def open(self, update: int = 0, total: int | None = None, position: int = 0) -> None:
         """Begin, or go on after `update`: what stands past byte `position` of metrics.jsonl is dropped."""
         if self.metrics_path.exists() and self.metrics_path.stat().st_size > position:
-            os.truncate(self.metrics_path, position)
+            _cut(self.metrics_path, position)
         if self.tensorboard:
             try:
                 self.events = _summary_writer(self.run_dir / TENSORBOARD, update)
@@ -180,15 +181,21 @@ def append(path: Path, text: str) -> None:
     """Add text to a file; CheckpointError where that fails, and then no half of it stays."""
     try:
         size = path.stat().st_size if path.exists() else 0
-        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace", opener=not_through_a_link) as file:
             file.write(text)
     except OSError as error:
-        with suppress(OSError):
-            os.truncate(path, size)
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror}); the run stops here, and what it has saved is"
-            " whole: --resume goes on from there once this is mended"
-        ) from error
+        with suppress(CheckpointError):
+            _cut(path, size)
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _cut(path: Path, size: int) -> None:
+    """Drop what stands past byte `size`; CheckpointError where that fails."""
+    try:
+        with open(path, "r+b", opener=not_through_a_link) as file:
+            file.truncate(size)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be cut ({error.strerror})") from error
 
 
 def _scalar(tag: str, value: float, update: int, events: SummaryWriter) -> None:

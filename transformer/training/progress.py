@@ -1,26 +1,18 @@
-"""What a run has behind it: counters, sums since the last log line, clocks and signals."""
+"""What a run has behind it: counters, sums since the last log line, and clocks."""
 
 from __future__ import annotations
 
-import _thread
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
-from types import FrameType
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from .ranks import ALONE, Ranks
-
-LISTEN = 0.5  # seconds between two looks for a signal of another rank
-CARRIER = signal.SIGURG  # one that means nothing to a process by default
-
+Count: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 62)]
+Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Status = Literal["completed", "diverged", "interrupted"]
 
 
@@ -49,26 +41,33 @@ class Outcome:
 class Progress:
     """Everything countable that a resumed run must know. `epoch` counts from 1; `batch` is its next one."""
 
-    update: int = 0
-    epoch: int = 1
-    batch: int = 0
-    target_tokens: int = 0
-    seconds: float = 0.0  # since the start, resumed parts and validation counted
-    training_seconds: float = 0.0  # of that, spent on updates
-    validated: int = 0  # update of the last validation
-    waited: int = 0  # validations in a row without a new best, for patience
+    update: Count = 0
+    epoch: Annotated[Count, Field(ge=1)] = 1
+    batch: Count = 0
+    target_tokens: Count = 0
+    seconds: Seconds = 0.0  # since the start, resumed parts and validation counted
+    training_seconds: Seconds = 0.0  # of that, spent on updates
+    validated: Count = 0  # update of the last validation
+    waited: Count = 0  # validations in a row without a new best, for patience
     best: tuple[float, float] | None = None  # score of the best validation, higher is better
-    best_update: int = 0
+    best_update: Count = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
-    learned: int = 0  # last logged update whose loss was below the unigram level
-    recent: list[int] = field(default_factory=list)  # updates whose validated weights are on disk
+    learned: Count = 0  # last logged update whose loss was below the unigram level
+    recent: list[Count] = field(default_factory=list)  # updates whose validated weights are on disk
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        return cls(**{f.name: state[f.name] for f in fields(cls)})
+        """What `state_dict` gave. ValueError for a value that no run comes to, KeyError if one is missing."""
+        found = {}
+        for name, kind in get_type_hints(cls, include_extras=True).items():
+            try:
+                found[name] = TypeAdapter(kind).validate_python(state[name], strict=True)
+            except ValidationError:
+                raise ValueError(f"{name} = {state[name]!r:.60}") from None
+        return cls(**found)
 
     def as_logged(self) -> dict[str, float]:
         """What a log line says of how far the run is."""
@@ -163,8 +162,11 @@ class Window:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.sums = state["sums"].to(self.device)
-        self.tokens, self.updates, self.seconds = state["tokens"], state["updates"], state["seconds"]
+        sums = state["sums"]
+        if sums.shape != self.sums.shape or not sums.is_floating_point():
+            raise ValueError(f"sums of shape {tuple(sums.shape)} in {sums.dtype}")
+        self.sums, self.seconds = sums.to(self.device), float(state["seconds"])
+        self.tokens, self.updates = int(state["tokens"]), int(state["updates"])
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
@@ -187,105 +189,3 @@ class Stopwatch:
         now = time.monotonic()
         elapsed, self.last = now - self.last, now
         return elapsed
-
-
-class Interrupted(BaseException):
-    """A signal has broken off what may be broken off (`Interruption.breaking`)."""
-
-
-class Interruption:
-    """A context in which the first SIGINT or SIGTERM only raises a flag; a second one acts as it did before.
-
-    A signal that was ignored before, as a shell sets SIGINT for what it starts in the background, does on the
-    second time what it does by default, since that is what is announced. `name` is the signal's name once
-    there was one. The chief of several `ranks` hears of theirs at each vote (`heard`), and while they wait
-    for it in `breaking`. Outside the main thread, where Python delivers no signals, it does nothing.
-    """
-
-    DEFAULTS: ClassVar[dict[signal.Signals, Any]] = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-    }
-
-    def __init__(self, meanwhile: str = "finishing this update", ranks: Ranks = ALONE) -> None:
-        """`meanwhile`: what a signal does not break off, in words."""
-        self.name, self.ranks = "", ranks
-        self._meanwhile = meanwhile
-        self._breaks = ""
-        self._before: dict[signal.Signals, Any] = {}
-
-    def heard(self, ranks: Ranks) -> str:
-        """The name of a signal that any rank has got so far; empty while there is none. Collective."""
-        (number,) = ranks.largest(signal.Signals[self.name] if self.name else 0)
-        if number:
-            self.name = signal.Signals(number).name
-        return self.name if number else ""
-
-    def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            for number in self.DEFAULTS:
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-
-    @contextmanager
-    def breaking(self, what: str = "the validation") -> Iterator[None]:
-        """A context that a signal, also one that came before it, leaves at once by raising `Interrupted`."""
-        self._breaks = what
-        with self._listening():
-            try:
-                if self.name:
-                    raise Interrupted
-                yield
-            finally:
-                self._breaks = ""
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """A context in which the chief takes a signal that another rank tells of as one of its own.
-
-        It comes to the main thread as CARRIER, which Python only says to have come: another of the signals
-        themselves, after the first one, would stop at once.
-        """
-        main = threading.current_thread() is threading.main_thread()
-        if self.ranks.size == 1 or not main:
-            yield
-            return
-        over, words = threading.Event(), list[str]()
-
-        def listen() -> None:
-            while not (words or over.wait(LISTEN)):
-                words.extend(filter(None, [self.ranks.told()]))
-            if words:
-                _thread.interrupt_main(CARRIER)
-
-        def hear(number: int, frame: FrameType | None) -> None:
-            if words and not self.name:
-                self._handle(signal.Signals[words[0]], frame)
-
-        before = signal.signal(CARRIER, hear)
-        listener = threading.Thread(target=listen, name="signals of other ranks", daemon=True)
-        listener.start()
-        try:
-            yield
-        finally:
-            over.set()
-            listener.join(LISTEN)  # not for ever: the store may be on a machine that is gone
-            signal.signal(CARRIER, signal.SIG_DFL if before is None else before)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        self.ranks.tell(self.name)
-        what = f"breaking off {self._breaks}" if self._breaks else self._meanwhile
-        # The bare descriptor: a handler may run while the log or the progress bar is being written.
-        with suppress(OSError):  # nobody need be listening
-            os.write(2, f"\n{self.name}: {what}, then saving; once more stops at once\n".encode())
-        for each, before in self._before.items():
-            signal.signal(each, self.DEFAULTS[each] if before == signal.SIG_IGN else before)
-        if self._breaks:
-            self._breaks = ""
-            raise Interrupted

@@ -64,7 +64,9 @@ class Schedule(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        assert not state
+        """ValueError if it is none of this schedule."""
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps nothing, and finds {', '.join(map(str, state))}")
 
     def progress(self, update: int) -> float:
         """0 at the peak, 1 at the update after the last: the share of the decay that is behind."""
@@ -224,7 +226,8 @@ class Plateau(Schedule):
         return {"best": self.best, "waited": self.waited, "lowered": self.lowered}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.best, self.waited, self.lowered = state["best"], int(state["waited"]), int(state["lowered"])
+        self.best = float(state["best"])
+        self.waited, self.lowered = int(state["waited"]), int(state["lowered"])
 
 
 def make_schedule(config: TrainConfig, total_updates: int | None = None) -> Schedule:

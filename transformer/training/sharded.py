@@ -18,6 +18,7 @@ from ..model.transformer import Transformer
 from ..modules.norms.batch import added_over_ranks
 from .checkpoint import set_weights
 from .layouts import Whole, adding, frozen_copy
+from .moments import fitting
 from .ranks import Processes
 
 
@@ -83,7 +84,8 @@ class Sharded(Whole):
         }
         return {**state, "state": moments}
 
-    def load_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    def load_optimizer(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        state = fitting(state, optimizer)
         ours = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         moments = {
             index: {

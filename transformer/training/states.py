@@ -128,6 +128,7 @@ def read_training(directory: Path, faults: tuple[str, ...] = ()) -> Saved:
         raise CheckpointError(f"{path}: cut short or damaged ({reason})") from error
     if not isinstance(state, dict) or "update" not in state:
         raise CheckpointError(f"{path}: not a trainer state of this toolkit")
+    _require_form(state, path)
     weights, metadata = read_weights(directory / WEIGHTS)
     if metadata.get("update") != str(state["update"]):
         raise CheckpointError(
@@ -144,6 +145,18 @@ def read_training(directory: Path, faults: tuple[str, ...] = ()) -> Saved:
             f"{directory}: damaged (its content, {STATE} and {MANIFEST} disagree: {hashes})"
         )
     return Saved(directory, weights, state, digest, faults)
+
+
+def _require_form(state: Mapping[str, Any], path: Path) -> None:
+    """CheckpointError if a part is there that is nothing of its kind; older versions have fewer parts."""
+    sections = ("fixed", "changeable", "machine", "optimizer", "schedule", "progress", "window")
+    wrong = [name for name in sections if not isinstance(state.get(name, {}), dict)]
+    wrong += [name for name in (HASH, "measured") if not isinstance(state.get(name), str | None)]
+    wrong += [
+        name for name in ("update", "logged") if type(state.get(name, 0)) is not int or state.get(name, 0) < 0
+    ]
+    if wrong:
+        raise CheckpointError(f"{path}: not a trainer state of this toolkit: {', '.join(wrong)}")
 
 
 def is_whole(directory: Path) -> bool:
@@ -175,7 +188,7 @@ def intact(directory: Path) -> Iterator[None]:
     """A context in which a trainer takes its state from `directory`; CheckpointError if some is missing."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
         path = directory / STATE
         raise CheckpointError(f"{path}: not a whole trainer state ({error!r}){others(path)}") from error
 

@@ -17,6 +17,7 @@ from .config import TrainConfig
 from .divergence import Diverged, stop_broken, stop_if_lost, stop_if_not_finite, stop_if_stalled, together
 from .forensics import examine
 from .inspection import blame
+from .interruption import Interrupted, Interruption
 from .judging import Validate, measure, score_of
 from .layouts import layout_of
 from .limits import Limits, Stream, fixed_by, updates_of
@@ -24,7 +25,7 @@ from .logbook import Logbook
 from .monitor import Monitor
 from .optimizers import make_optimizer, set_learning_rate
 from .passes import Observer, Passes, copied
-from .progress import Interrupted, Interruption, Outcome, Progress, Status, Stopwatch, Window
+from .progress import Outcome, Progress, Status, Stopwatch, Window
 from .ranks import ALONE, Ranks
 from .resuming import current, resume, rewind, save
 from .schedules import make_schedule

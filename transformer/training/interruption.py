@@ -1,0 +1,119 @@
+"""SIGINT and SIGTERM as a request: what is under way is finished or broken off, and the state is saved."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, ClassVar
+
+from .ranks import ALONE, Ranks
+
+LISTEN = 0.5  # seconds between two looks for a signal of another rank
+CARRIER = signal.SIGURG  # one that means nothing to a process by default
+
+
+class Interrupted(BaseException):
+    """A signal has broken off what may be broken off (`Interruption.breaking`)."""
+
+
+class Interruption:
+    """A context in which the first SIGINT or SIGTERM only raises a flag; a second one acts as it did before.
+
+    A signal that was ignored before, as a shell sets SIGINT for what it starts in the background, does on the
+    second time what it does by default, since that is what is announced. `name` is the signal's name once
+    there was one. The chief of several `ranks` hears of theirs at each vote (`heard`), and while they wait
+    for it in `breaking`. Outside the main thread, where Python delivers no signals, it does nothing.
+    """
+
+    DEFAULTS: ClassVar[dict[signal.Signals, Any]] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+
+    def __init__(self, meanwhile: str = "finishing this update", ranks: Ranks = ALONE) -> None:
+        """`meanwhile`: what a signal does not break off, in words."""
+        self.name, self.ranks = "", ranks
+        self._meanwhile = meanwhile
+        self._breaks = ""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def heard(self, ranks: Ranks) -> str:
+        """The name of a signal that any rank has got so far; empty while there is none. Collective."""
+        (number,) = ranks.largest(signal.Signals[self.name] if self.name else 0)
+        if number:
+            self.name = signal.Signals(number).name
+        return self.name if number else ""
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in self.DEFAULTS:
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    @contextmanager
+    def breaking(self, what: str = "the validation") -> Iterator[None]:
+        """A context that a signal, also one that came before it, leaves at once by raising `Interrupted`."""
+        self._breaks = what
+        with self._listening():
+            try:
+                if self.name:
+                    raise Interrupted
+                yield
+            finally:
+                self._breaks = ""
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """A context in which the chief takes a signal that another rank tells of as one of its own.
+
+        It comes to the main thread as CARRIER, which Python only says to have come: another of the signals
+        themselves, after the first one, would stop at once.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        if self.ranks.size == 1 or not main:
+            yield
+            return
+        over, words = threading.Event(), list[str]()
+
+        def listen() -> None:
+            while not (words or over.wait(LISTEN)):
+                words.extend(filter(None, [self.ranks.told()]))
+            if words:
+                _thread.interrupt_main(CARRIER)
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            if words and not self.name:
+                self._handle(signal.Signals[words[0]], frame)
+
+        before = signal.signal(CARRIER, hear)
+        listener = threading.Thread(target=listen, name="signals of other ranks", daemon=True)
+        listener.start()
+        try:
+            yield
+        finally:
+            over.set()
+            listener.join(LISTEN)  # not for ever: the store may be on a machine that is gone
+            signal.signal(CARRIER, signal.SIG_DFL if before is None else before)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+        self.ranks.tell(self.name)
+        what = f"breaking off {self._breaks}" if self._breaks else self._meanwhile
+        # The bare descriptor: a handler may run while the log or the progress bar is being written.
+        with suppress(OSError):  # nobody need be listening
+            os.write(2, f"\n{self.name}: {what}, then saving; once more stops at once\n".encode())
+        for each, before in self._before.items():
+            signal.signal(each, self.DEFAULTS[each] if before == signal.SIG_IGN else before)
+        if self._breaks:
+            self._breaks = ""
+            raise Interrupted
