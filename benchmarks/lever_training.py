@@ -54,7 +54,7 @@ def streamed(trainer: Trainer, batches: Sequence[Any]) -> int:
 def watched(trainer: Trainer, batches: Sequence[Any]) -> int:
     """Update on each batch, and read probe and log where they are due, as `Trainer.fit` does."""
     for batch in batches:
-        trainer._step([batch])
+        trainer._step(iter([[batch]]))
         if trainer._due(trainer.config.log_every):
             trainer.log()
     return sum(batch.target_tokens for batch in batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -71,6 +72,24 @@ def test_a_link_is_neither_locked_cut_nor_written_through(tmp_path: Path) -> Non
         pass
     assert not (tmp_path / "new").exists()
     assert elsewhere.read_text() == "precious\n"
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", "run.lock"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(
+    name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / name).unlink(missing_ok=True)
+    os.mkfifo(copy / name)
+    assert train(["--resume", str(copy), "--set", "train.updates=20"]) == 1
+    assert f"{copy / name}: " in capsys.readouterr().err
+    reader = os.open(copy / name, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert train(["--resume", str(copy), "--set", "train.updates=20"]) == 1
+        assert "it is no file" in capsys.readouterr().err
+    finally:
+        os.close(reader)
 
 
 def test_a_directory_may_lie_elsewhere(run: Path, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
 from transformer.training.trainer import Trainer
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 Capture = pytest.CaptureFixture[str]
 full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 
@@ -163,3 +166,44 @@ def test_a_thread_that_cannot_go_on_says_so_in_a_line(error: Exception, words: s
     assert words in said
     assert ("Traceback" in said) == (words == "Traceback")
     assert said.count("\n") == 1 or words == "Traceback"
+
+
+def test_an_input_that_was_not_to_be_waited_for_is() -> None:
+    """Python would take a moment without data for its end."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    code = (
+        "import sys; from transformer.cli.command import command\n"
+        "def run(argv):\n    print('ready', flush=True)\n    print(list(sys.stdin.buffer))\n    return 0\n"
+        "sys.exit(command(run)([]))"
+    )
+    with start(code, stdin=reading, stdout=subprocess.PIPE) as process:
+        os.close(reading)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        for part in (b"one\n", b"two ", b"words\n"):
+            time.sleep(0.2)
+            os.write(writing, part)
+        os.close(writing)
+        assert process.stdout.read() == b"[b'one\\n', b'two words\\n']\n"
+        assert process.wait(timeout=60) == 0
+
+
+def test_an_output_whose_reader_is_slower_loses_nothing() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    code = (
+        "import sys; from transformer.cli.command import command\n"
+        "def run(argv):\n    for i in range(60_000): print('line', i)\n    return 0\n"
+        "sys.exit(command(run)([]))"
+    )
+    with start(code, stdout=writing) as process, open(reading, "rb") as stream:
+        os.close(writing)
+        assert stream.readline() == b"line 0\n"
+        time.sleep(0.5)  # until the pipe is full
+        assert len(stream.read().splitlines()) == 60_000 - 1
+        assert process.wait(timeout=60) == 0
+
+
+def start(code: str, stdin: int | None = None, stdout: int | None = None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, stdin=stdin, stdout=stdout)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformer.core.errors import CheckpointError
-from transformer.decoding.ranking import first_largest, largest
+from transformer.decoding.ranking import best_sums, first_largest, largest
 
 ROWS = st.integers(1, 40).flatmap(
     lambda n: st.lists(
@@ -59,3 +59,36 @@ def test_not_a_number_is_found_in_wide_rows() -> None:
     values[1, 3998] = torch.nan
     with pytest.raises(CheckpointError, match="not numbers"):
         largest(values, 5)
+
+
+@pytest.mark.parametrize("width", [1, 3, 64, 1279, 1280, 1500, 8000])
+@pytest.mark.parametrize("levels", [3, 100_000])
+def test_the_best_sums_of_a_sentence_are_those_of_a_stable_sort_of_all(width: int, levels: int) -> None:
+    """Of equal ones the first row's, then the first column's; rows and columns are of the table always."""
+    draws = torch.Generator().manual_seed(width)
+    for groups, rows, k in ((1, 1, 1), (3, 1, 5), (2, 5, 5), (4, 3, 2)):
+        values = torch.randint(-levels, 0, (groups * rows, width), generator=draws).float()
+        values[torch.rand(values.shape, generator=draws) < 0.5] = -torch.inf
+        values[0] = -torch.inf
+        addends = torch.randint(-3, 0, (groups, rows), generator=draws).double()
+        addends[-1, -1] = -torch.inf
+        sums, origins, columns = best_sums(values, addends, k)
+        table = (addends.view(-1, 1) + values.double()).view(groups, -1)
+        expected, order = table.sort(dim=1, descending=True, stable=True)
+        assert sums.shape == (groups, min(k, rows * min(k, width)))
+        assert torch.equal(sums, expected[:, : sums.shape[1]])
+        first = torch.arange(0, groups * rows, rows)[:, None]
+        finite = sums.isfinite()
+        found = (origins - first) * width + columns
+        assert torch.equal(found[finite], order[:, : sums.shape[1]][finite])
+        assert int(origins.min()) >= 0 <= int(columns.min())
+        assert int(origins.max()) < groups * rows
+        assert int(columns.max()) < width
+
+
+def test_sums_that_are_no_numbers_are_found() -> None:
+    for width in (10, 4001):
+        values = torch.zeros(4, width)
+        values[3, -1] = torch.nan
+        with pytest.raises(CheckpointError, match="not numbers"):
+            best_sums(values, torch.zeros(2, 2, dtype=torch.float64), 2)

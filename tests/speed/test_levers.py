@@ -209,7 +209,7 @@ def test_a_way_that_finds_something_else_is_not_timed(wrong: str, setting: lever
     def off() -> AbstractContextManager[object]:
         if wrong == "weights":
             return patch.object(lever_translation.Task, "run", run_with_others)
-        return patch.object(lever_translation.ranking_module, "_topk", backwards)
+        return patch.object(lever_translation.ranking_module, "_ranked", backwards)
 
     run = lever_translation.Task.run
 

@@ -123,13 +123,50 @@ def test_a_run_interrupted_mid_epoch_and_resumed_is_the_straight_run(
     assert straight.fit().status == "completed"
     first = workshop.trainer("cut", **options)
     outcome = interrupt_at(first, 5)
-    assert (outcome.status, outcome.updates) == ("interrupted", 5)
+    begun = "accumulate" not in options  # of several micro-batches it is broken off
+    assert (outcome.status, outcome.updates) == ("interrupted", 5 if begun else 4)
     assert "SIGTERM" in outcome.reason
     resumed = workshop.trainer("cut", model=workshop.model(seed=99), **options)
     resumed.resume()
     torch.rand(3)  # whatever else drew from the generator must not matter
     assert resumed.fit().status == "completed"
     assert_same(resumed, straight)
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch", "power"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_signal_between_two_micro_batches_leaves_the_state_before_the_update(
+    norm: str, number: int, workshop: Any
+) -> None:
+    """Also of norms that keep statistics, and of the first update."""
+    options = {"accumulate": 3, "probe_every": 2, "updates": 4}
+
+    def trainer(name: str) -> Any:
+        return workshop.trainer(name, model=workshop.model(norm=norm, allow_unsound=True), **options)
+
+    straight = trainer("straight")
+    assert straight.fit().status == "completed"
+    for update in (1, 2):
+        first = trainer(f"cut{update}")
+        passing, seen = first.layout.passing, 0
+
+        def signalled(last: bool, passing: Any = passing, update: int = update, first: Any = first) -> Any:
+            nonlocal seen
+            seen += first.progress.update == update - 1
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+                seen += 100
+            return passing(last)
+
+        first.layout.passing = signalled
+        outcome = first.fit()
+        assert outcome.status == "interrupted"
+        assert outcome.updates == (update if number == 3 else update - 1)
+        assert seen == 100 + number, "passes went on after the signal"
+        resumed = trainer(f"cut{update}")
+        resumed.resume()
+        assert resumed.fit().status == "completed"
+        assert_same(resumed, straight)
 
 
 @pytest.mark.parametrize("death", [5, 8, 11])
@@ -319,7 +356,7 @@ def test_sigterm_to_a_process_saves_and_stops_cleanly(workshop: Any) -> None:
     assert process.returncode == 0, errors
     status, updates = output.split()
     assert status == "interrupted"
-    assert "SIGTERM: finishing this update" in errors
+    assert "SIGTERM: finishing these passes" in errors
     assert "Traceback" not in errors
     assert load_training(workshop.run_dir / "run" / "checkpoints" / "last")[1]["update"] == int(updates)
     assert (workshop.run_dir / "run" / "model.safetensors").exists()

@@ -281,6 +281,12 @@ ODD: list[tuple[tuple[str, ...], Any]] = [
     (("progress", "seconds"), float("nan")),
     (("schedule",), {"best": "x"}),
     (("optimizer", "param_groups"), []),
+    (("fixed", "train.lr"), torch.zeros(3)),
+    (("changeable", "train.keep"), torch.zeros(3)),
+    (("progress", "best_metrics"), {"nll": torch.zeros(2)}),
+    (("window", "sums"), torch.zeros(6).to_sparse()),
+    (("window", "sums"), torch.zeros(6, device="meta")),
+    (("window", "sums"), torch.zeros(1).expand(6)),
     (("logged",), -7),
     (("fixed",), [1]),
     (("changeable",), [1]),
@@ -289,9 +295,11 @@ ODD: list[tuple[tuple[str, ...], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value"), ODD, ids=str)
+@pytest.mark.parametrize(
+    ("path", "value"), ODD, ids=[f"{i}-{'.'.join(path)}" for i, (path, _) in enumerate(ODD)]
+)
 def test_a_state_of_odd_values_is_refused_although_its_checksums_are_right(
-    path: tuple[str, ...], value: Any, workshop: Any
+    path: tuple[str, ...], value: Any, workshop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = workshop.trainer(updates=1)
     last.fit()
@@ -301,7 +309,19 @@ def test_a_state_of_odd_values_is_refused_although_its_checksums_are_right(
     for parent in parents:
         section = section[parent]
     section[name] = value
-    save_training(last.shelf.last, weights, {k: v for k, v in state.items() if k != "update"}, 1)
+    whole = {k: v for k, v in state.items() if k != "update"}
+    monkeypatch.setattr(states, "state_hash", lambda *_: "0" * 64)  # the checksum is right whatever is in it
+    save_training(last.shelf.last, weights, whole, 1)
     last.shelf.last.with_name("previous").rename(last.shelf.last.with_name("away"))
     with pytest.raises(CheckpointError, match=r"trainer\.pt: not a"):
         workshop.trainer(updates=1).resume()
+
+
+def test_a_state_that_is_nested_too_deeply_is_refused(last: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python does not write such a one; others may."""
+    found: list[Any] = []
+    for _ in range(100_000):
+        found = [found]
+    monkeypatch.setattr(torch, "load", lambda *_, **__: {"update": 2, "value": found})
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        states.read_training(last)

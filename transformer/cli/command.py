@@ -35,6 +35,7 @@ def command(run: Callable[[Sequence[str]], int]) -> Main:
     @functools.wraps(run)
     def main(argv: Sequence[str] | None = None) -> int:
         _open_closed_streams()
+        _wait_for_streams()
         try:
             with _terminable(), _brief_threads(), redirect_stdout(Output(sys.stdout)):
                 code = run(sys.argv[1:] if argv is None else list(argv))
@@ -76,6 +77,18 @@ def _open_closed_streams() -> None:
         sys.stdout = open(os.devnull)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _wait_for_streams() -> None:
+    """A reader or writer that is slower is waited for, also where a stream was handed down without waiting.
+
+    Python takes a moment without data for the end of such an input, and loses what such an output does not
+    take at once.
+    """
+    if os.name == "posix":
+        for number in range(3):
+            with suppress(OSError):  # it is closed
+                os.set_blocking(number, True)
 
 
 @contextmanager

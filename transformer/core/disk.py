@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 
 
@@ -34,14 +35,19 @@ def sync_directory(directory: Path) -> None:
 def not_through_a_link(path: str, flags: int) -> int:
     """`open`'s opener of a file that is changed in place: what a link leads to is none of this directory.
 
-    OSError, which says so.
+    OSError, which says so, and also that it is no file: who opens a pipe would wait for its reader.
     """
+    special = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        descriptor = os.open(path, flags | special, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a link, and what it leads to is not touched", path) from error
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no file", path)
+    return descriptor
 
 
 def clear(path: Path) -> None:

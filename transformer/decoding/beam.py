@@ -16,7 +16,7 @@ from .hypothesis import Hypothesis
 from .limits import Constraints, Limits
 from .next_token import NextToken
 from .penalties import penalty_table
-from .ranking import largest
+from .ranking import best_sums
 
 # Dropping a sentence costs a copy of the others' cross-attention; it is done for an eighth of them at once.
 _LEAVING = 8
@@ -88,14 +88,9 @@ def beam_search(
     continuation = model.start(source)
 
     while sentences:
-        width, length = scores.shape[1], tokens.shape[1] - 1
+        length = tokens.shape[1] - 1
         log_probs = constraints.apply(continuation.step(tokens[:, -1]), length)
-        values, choices = largest(log_probs, min(beam, model.vocabulary))
-        total = (scores.view(-1, 1) + values).view(len(sentences), -1)  # (B, W x k)
-        scores, index = largest(total, min(beam, total.shape[1]))
-        chosen = choices.reshape(len(sentences), -1).gather(1, index)
-        first_row = torch.arange(0, len(sentences) * width, width, device=device)[:, None]
-        origin = index // values.shape[1] + first_row
+        scores, origin, chosen = best_sums(log_probs, scores, beam)
 
         ended = (chosen == EOS) & scores.isfinite()
         if bool(ended.any()):

@@ -83,7 +83,9 @@ class SelfAttentionCache:
             rows, heads, _, width = like.shape
             capacity = columns + -columns % _BLOCK
             capacity = capacity if self.window is None else min(capacity, self.window)
-            larger = [like.new_zeros(rows, heads, capacity, width) for _ in range(2)]
+            larger = [like.new_empty(rows, heads, capacity, width) for _ in range(2)]
+            for new in larger:
+                new[:, :, held:] = 0
             for new, old in zip(larger, self._buffers, strict=False):
                 new[:, :, :held] = old[:, :, :held]
             self._buffers, self._spares = larger, []

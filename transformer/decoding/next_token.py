@@ -85,8 +85,10 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
-# So many logits at a time stay in a processor's cache, and in memory that it need not ask for anew.
-_AT_A_TIME = 1 << 20
+# So many logits are made at a time, in memory that need not be asked for anew; and so many of another number
+# format become float32 at a time, which stay in a processor's cache.
+_AT_A_TIME = 1 << 22
+_CONVERTED = 1 << 18
 
 
 class _LogProbs:
@@ -102,9 +104,14 @@ class _LogProbs:
             dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
             self._kept = hidden.new_empty(rows, vocabulary, dtype=dtype)
         kept = self._kept[:rows]
-        each = max(_AT_A_TIME // vocabulary, 1) if hidden.device.type == "cpu" else max(rows, 1)
+        if hidden.device.type != "cpu":
+            return torch.log_softmax(self.model.project(hidden).to(kept.dtype), -1, out=kept)
+        each = max(_AT_A_TIME // vocabulary, 1)
         for part, out in zip(torch.split(hidden, each), torch.split(kept, each), strict=True):
-            torch.log_softmax(self.model.project(part).to(kept.dtype), -1, out=out)
+            logits = self.model.project(part)
+            few = len(part) if logits.dtype == kept.dtype else max(_CONVERTED // vocabulary, 1)
+            for some, place in zip(torch.split(logits, few), torch.split(out, few), strict=True):
+                torch.log_softmax(some.to(kept.dtype), -1, out=place)
         return kept
 
 

@@ -34,7 +34,7 @@ def lines_of(weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Iterato
     """What `state_hash` is made of: a line for each tensor and number, with its path, type and value."""
     seen: dict[object, str] = {}  # tied weights are one tensor under several names
     parts = {part: state[part] for part in HASHED if part in state}
-    for path, value in _leaves({"weights": weights, **parts}, ()):
+    for path, value in leaves({"weights": weights, **parts}):
         if path[:2] in CLOCKS:
             continue
         if isinstance(value, Tensor):
@@ -53,15 +53,15 @@ def tensor_digest(tensor: Tensor) -> str:
     return f"{kind} {tuple(tensor.shape)} {hashlib.sha256(data.data).hexdigest()}"
 
 
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Everything that is not a container, with the keys that lead to it."""
     if isinstance(value, Mapping):
         yield (*path, "{}"), len(value)
         for key in sorted(value, key=repr):
-            yield from _leaves(value[key], (*path, f"{key!r}" if not isinstance(key, str) else key))
+            yield from leaves(value[key], (*path, f"{key!r}" if not isinstance(key, str) else key))
     elif isinstance(value, list | tuple):
         yield (*path, "[]"), len(value)
         for index, item in enumerate(value):
-            yield from _leaves(item, (*path, str(index)))
+            yield from leaves(item, (*path, str(index)))
     else:
         yield path, value

@@ -35,7 +35,7 @@ class Interruption:
         signal.SIGTERM: signal.SIG_DFL,
     }
 
-    def __init__(self, meanwhile: str = "finishing this update", ranks: Ranks = ALONE) -> None:
+    def __init__(self, meanwhile: str = "finishing these passes", ranks: Ranks = ALONE) -> None:
         """`meanwhile`: what a signal does not break off, in words."""
         self.name, self.ranks = "", ranks
         self._meanwhile = meanwhile

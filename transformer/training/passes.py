@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core.seeding import derive_seed
 from ..model.transformer import Transformer
 from ..modules.precision import autocast
+from .interruption import Interrupted
 from .layouts import Whole
 from .oom import Fitting
 from .progress import seed_generators
@@ -75,6 +76,7 @@ class Passes:
         model.encoder.checkpointed = model.decoder.checkpointed = checkpointed
         self.device = model.output_weight.device
         self.fitting = Fitting(model, self.layout)
+        self._stop: Callable[[], object] = bool  # never
 
     def run(
         self, micro_batches: Sequence[Any], update: int, observer: Observer = UNOBSERVED
@@ -108,6 +110,8 @@ class Passes:
         total, total_nll = torch.zeros(2, device=self.device).unbind()
         forward = self.model.hidden if self.compiled is None or observer.hooks else self.compiled
         for number, micro_batch in enumerate(micro_batches, start=1):
+            if number > 1 and self._stop():
+                raise Interrupted
             batch = micro_batch.to(self.device)
             with layout.passing(last=number == last):
                 with observer.forward(batch), autocast(self.device, self.dtype):
@@ -116,6 +120,29 @@ class Passes:
             total, total_nll = total + loss.detach(), total_nll + nll
         layout.send()
         return total, total_nll
+
+    @contextmanager
+    def breakable(self, micro_batches: Sequence[Any], stop: Callable[[], object]) -> Iterator[None]:
+        """A context in which `run` is left by Interrupted between two micro-batches, once `stop` says so.
+
+        Then the model is as it was. In one process only: ranks would have to agree before each micro-batch.
+        """
+        if len(micro_batches) < 2 or self.layout.ranks.size > 1:
+            yield
+            return
+        persistent = self.model.state_dict().keys()
+        buffers = [buffer for name, buffer in self.model.named_buffers() if name in persistent]
+        before = [buffer.clone() for buffer in buffers]
+        self._stop = stop
+        try:
+            yield
+        except Interrupted:
+            for buffer, kept in zip(buffers, before, strict=True):
+                buffer.copy_(kept)
+            self.model.zero_grad(set_to_none=True)
+            raise
+        finally:
+            self._stop = bool
 
     def news(self) -> Iterator[str]:
         """What the log should say of the passes since this was asked the last time."""

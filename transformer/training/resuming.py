@@ -161,7 +161,10 @@ def _verify(trainer: Trainer, saved: Saved, weights: Mapping[str, Tensor], now: 
     message = f"taken up, the state of {saved.directory} is another: {wrong[:100]}"
     written = saved.state.get("machine", {}).get("torch")
     if written == torch.__version__:
-        raise CheckpointError(f"{message}; this is a fault of the toolkit: please report it")
+        raise CheckpointError(
+            f"{message}. Either something else has written it, or this is a fault of the toolkit:"
+            " then please report it"
+        )
     trainer.logbook.say(f"note: {message}; it was written with torch {written}, this is {torch.__version__}")
 
 

@@ -22,7 +22,7 @@ from ..core.disk import clear, sync_directory
 from ..core.errors import CheckpointError
 from ..core.rundir import WEIGHTS
 from .checkpoint import beside, others, read_weights, write_atomically, write_weights
-from .fingerprint import SHOWN, state_hash
+from .fingerprint import SHOWN, leaves, state_hash
 from .manifest import MANIFEST, verified, write_manifest
 
 STATE = "trainer.pt"
@@ -128,7 +128,10 @@ def read_training(directory: Path, faults: tuple[str, ...] = ()) -> Saved:
         raise CheckpointError(f"{path}: cut short or damaged ({reason})") from error
     if not isinstance(state, dict) or "update" not in state:
         raise CheckpointError(f"{path}: not a trainer state of this toolkit")
-    _require_form(state, path)
+    try:
+        _require_form(state, path)
+    except RecursionError:
+        raise CheckpointError(f"{path}: not a trainer state of this toolkit: nested too deeply") from None
     weights, metadata = read_weights(directory / WEIGHTS)
     if metadata.get("update") != str(state["update"]):
         raise CheckpointError(
@@ -148,15 +151,28 @@ def read_training(directory: Path, faults: tuple[str, ...] = ()) -> Saved:
 
 
 def _require_form(state: Mapping[str, Any], path: Path) -> None:
-    """CheckpointError if a part is there that is nothing of its kind; older versions have fewer parts."""
+    """CheckpointError if a part is there that is nothing of its kind; older versions have fewer parts.
+
+    Tensors are moments and the window's sums, plain ones; all else is numbers, texts and their containers.
+    """
     sections = ("fixed", "changeable", "machine", "optimizer", "schedule", "progress", "window")
     wrong = [name for name in sections if not isinstance(state.get(name, {}), dict)]
     wrong += [name for name in (HASH, "measured") if not isinstance(state.get(name), str | None)]
     wrong += [
         name for name in ("update", "logged") if type(state.get(name, 0)) is not int or state.get(name, 0) < 0
     ]
+    wrong += [
+        "/".join(place)
+        for place, value in leaves(state)
+        if isinstance(value, Tensor) and not _plain(place, value)
+    ]
     if wrong:
         raise CheckpointError(f"{path}: not a trainer state of this toolkit: {', '.join(wrong)}")
+
+
+def _plain(place: tuple[str, ...], tensor: Tensor) -> bool:
+    stored = tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.is_contiguous()
+    return stored and place[0] in ("optimizer", "window")
 
 
 def is_whole(directory: Path) -> bool:

@@ -121,7 +121,8 @@ class Trainer:
             with interruption:
                 updates = self._begin()
                 while not (reason := limits.reached(self.progress)) and not interruption.heard(ranks):
-                    self._step(next(updates))
+                    if not self._step(updates):
+                        break
                     self._lap(training=True)
                     if self.progress.update == 1 or self._due(self.config.log_every):
                         self.log()
@@ -251,15 +252,25 @@ class Trainer:
 
     # --- parts
 
-    def _step(self, micro_batches: Sequence[Any]) -> None:
-        """One update, and a line of its probe; a batch that cannot be computed has diverged."""
+    def _step(self, updates: Iterator[list[Any]]) -> bool:
+        """The next update, and a line of its probe; a batch that cannot be computed has diverged.
+        False if a signal came between two of its micro-batches: then nothing of it is done.
+        """
+        progress = self.progress
+        position, micro_batches = (progress.epoch, progress.batch), next(updates)
         try:
-            self.step(micro_batches)
+            with self.passes.breakable(micro_batches, lambda: self.interruption.name):
+                self.step(micro_batches)
+        except Interrupted:
+            self.observer.clear()
+            progress.epoch, progress.batch = position
+            return False
         except (IndexError, RuntimeError) as error:
-            rate = self.schedule.learning_rate(self.progress.update + 1)
-            blame(error, micro_batches, self.model, self.progress, rate, self.ranks)
+            rate = self.schedule.learning_rate(progress.update + 1)
+            blame(error, micro_batches, self.model, progress, rate, self.ranks)
         if reading := self.monitor.read():
-            self.logbook.probe(self.progress.update, reading)
+            self.logbook.probe(progress.update, reading)
+        return True
 
     def _measured(self, model: Transformer) -> dict[str, float]:
         """What the validation says of a model; a signal breaks it off. On the chief alone."""
