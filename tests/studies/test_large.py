@@ -54,6 +54,7 @@ def test_rates_fall_and_warm_ups_grow(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_sigterm_ends_the_trainings_too_and_nothing_finished_is_no_failure(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -84,6 +85,7 @@ def test_sigterm_ends_the_trainings_too_and_nothing_finished_is_no_failure(
     assert "no run has ended yet" in again.stdout
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_a_missing_study_is_told_without_a_traceback(tmp_path: Path) -> None:
     words = [sys.executable, str(ROOT / "benchmarks" / "claims_large.py"), str(tmp_path / "none.yaml")]
     ended = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, check=False)

@@ -88,6 +88,7 @@ def test_a_study_that_is_killed_goes_on_and_ends_with_the_same_report(
     assert ours == theirs
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_a_dry_run_prints_the_plan_and_what_the_estimate_rests_on(
     folder: Path, done: Done, capsys: pytest.CaptureFixture[str]
 ) -> None:
