@@ -22,7 +22,7 @@ from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
 from transformer.training.history import Line, read_past
 
-CASES = 300
+CASES = 120
 MANY_DIGITS = "0x" + "f" * 5000  # Python reads it, and does not print it
 
 

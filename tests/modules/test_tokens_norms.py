@@ -299,13 +299,28 @@ def test_a_model_of_them_decodes_the_same_with_and_without_a_cache(norm: Any, pl
         tokens = torch.randint(4, 19, (len(chosen),))
 
 
+@pytest.mark.parametrize("name", [*OF_SENTENCE, *OF_BATCH])
+def test_a_norm_of_them_is_captured_with_its_backward_pass(name: str) -> None:
+    norm, x = NORMS[name](D).double(), inputs().requires_grad_()
+    twin = copy.deepcopy(norm)
+    captured = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    for training in (True, True, False):
+        upstream, found = inputs(), []
+        for each, call in ((norm, norm), (twin, captured)):
+            each.train(training)
+            y = call(x)
+            found.append([y, *torch.autograd.grad(y, [x, *each.parameters()], upstream), *each.buffers()])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize(  # aot_eager captures the backward pass too
     ("norm", "backend"),
     [
-        (CAPTURED[0], "eager"),
-        (CAPTURED[1], "aot_eager"),
-        pytest.param(CAPTURED[0], "aot_eager", marks=pytest.mark.slow),
-        pytest.param(CAPTURED[1], "eager", marks=pytest.mark.slow),
+        pytest.param(norm, backend, marks=[] if backend == "eager" else pytest.mark.slow)
+        for norm in CAPTURED
+        for backend in ("eager", "aot_eager")
     ],
     ids=str,
 )
