@@ -35,7 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What the tests hold together is no garbage; and what some will wait for is begun."""
-    if has_servers and any("warm_python" in getattr(item, "fixturenames", ()) for item in session.items):
+    wanted = has_servers and not session.config.option.collectonly
+    if wanted and any("warm_python" in getattr(item, "fixturenames", ()) for item in session.items):
         start(os.environ["WARM_PYTHON"])
     gc.collect()
     gc.freeze()

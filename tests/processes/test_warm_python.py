@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,11 @@ def test_it_ends_as_a_new_one_does(warm_python: str, end: str) -> None:
 def test_signals_are_passed_on(warm_python: str, number: signal.Signals, heard: bool) -> None:
     hear = f"signal.signal({int(number)}, lambda n, f: sys.exit(n + 40));" if heard else ""
     code = f"import signal, sys, time; {hear} print('there', flush=True); time.sleep(60)"
+    # As a terminal starts it: what runs in the background of a shell ignores Ctrl-C, and so do its children.
+    before = partial(signal.signal, signal.SIGINT, signal.SIG_IGN if heard else signal.SIG_DFL)
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        [warm_python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [warm_python, "-c", code], stdout=pipe, stderr=pipe, text=True, preexec_fn=before
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "there\n"

@@ -21,7 +21,7 @@ WITHOUT_BATCHES = [name for name in NORMS if NORMS[name].span != "batch"]
 
 
 def gradients(workshop: Any, checkpointed: bool, dtype: torch.dtype, **flags: Any) -> dict[str, Tensor]:
-    model = workshop.model(**SMALL | flags).train()
+    model = workshop.model(**SMALL | {"encoder_layers": 2, "decoder_layers": 2} | flags).train()
     passes = Passes(model, dtype, 0.1, seed=3, checkpointed=checkpointed)
     passes.run([workshop.batch(3), workshop.batch(2)], update=1)
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -33,7 +33,7 @@ EVERY: list[dict[str, Any]] = [
         {"norm": {"encoder": name, "decoder": "layer"} if NORMS[name].unfit("decoder") else name}
         for name in WITHOUT_BATCHES
     ),
-    {"placement": {"1-2": "post", "3-": "pre"}},
+    {"placement": {1: "post", "2-": "pre"}},
 ]
 IN_HALF = ({"placement": "reversible", "allow_unsound": True}, {"norm": "instance"}, EVERY[-1])
 
