@@ -350,6 +350,7 @@ def test_a_truncated_checkpoint_is_named_and_cannot_be_resumed(
     assert "Traceback" not in message
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_the_script_reports_errors_without_a_traceback(config: str) -> None:
     done = subprocess_train(config, "--set", "model.d_model=x", "--check")
     assert done.returncode == 2
