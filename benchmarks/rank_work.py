@@ -32,7 +32,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "batch norm": ({"norm": {"encoder": "batch", "decoder": "layer"}}, {"accumulate": 2}),
     "power norm": ({"norm": {"encoder": "power", "decoder": "layer"}}, {"probe_every": 2}),
     "accumulate": ({"placement": "post"}, {"accumulate": 3, "optimizer": "adamw", "weight_decay": 0.1}),
-    "few rows": ({}, {"batch_tokens": 14, "updates": 6, "probe_every": 1}),
+    "few rows": ({}, {"batch_tokens": 14, "updates": 12, "probe_every": 1}),
     "checkpointed": ({}, {"checkpoint_activations": True}),
     "scalars": ({"norm": {"encoder": "frn", "decoder": "derf"}, "qk_norm": "l2"}, {"accumulate": 2}),
     "scalar gates": ({"placement": {"encoder": "rezero", "decoder": "fixup"}, "norm": "none"}, {}),
