@@ -219,9 +219,9 @@ def test_a_model_with_every_norm_compiles_into_one_graph(placement: str, trainin
     compiles(placement, norms, found, training)
 
 
-VARYING = [
+VARYING = [  # by `make test` one norm of a token, in tests/training/test_compilation.py
     pytest.param("post", "layer", marks=pytest.mark.slow),
-    ("pre", "instance"),
+    pytest.param("pre", "instance", marks=pytest.mark.slow),
     pytest.param("hyper", "layer", marks=pytest.mark.slow),
     pytest.param("reversible", "rms", marks=pytest.mark.slow),
     pytest.param("pre", "power", marks=pytest.mark.slow),

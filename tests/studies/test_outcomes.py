@@ -114,6 +114,7 @@ def test_a_changed_study_is_refused_and_names_what_changed(
     assert capsys.readouterr().err.count("train.clip: the run in") == 2, "a line for both cells, twice"
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_a_damaged_cell_stops_no_report_and_a_run_names_it(
     folder: Path, done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
