@@ -29,6 +29,7 @@ import yaml
 
 from transformer.cli.command import INTERRUPTED
 from transformer.core.errors import UserError
+from transformer.studies.cells import FINISHED, read_result
 from transformer.studies.config import Study, load_study
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +147,8 @@ def main() -> int:
             return INTERRUPTED  # the same command goes on
         if ended is None:
             print(f"{study.name}: the time is over; the same command goes on", flush=True)
-        if not list((place / study.name / "cells").glob("*/result.json")):
+        cells = (place / study.name / "cells").glob("*")
+        if not any(read_result(run).get("status") in FINISHED for run in cells):
             print(f"{study.name}: no run has ended yet, there is nothing to report", flush=True)
             code = code if ended in (0, None) else 1
             continue

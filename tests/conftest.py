@@ -5,10 +5,14 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from warm_python import has_servers, keep, start
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read at torch's import: the cores are other tests' too
 # What a test starts by a fork server has torch imported, once for all, and is of this checkout.
@@ -21,8 +25,19 @@ multiprocessing.set_forkserver_preload(  # torch._dynamo: what every optimizer i
 gc.set_threshold(20_000, 20, 20)  # a search of all that was imported and collected takes a third of a second
 
 
-def pytest_collection_finish() -> None:
-    """What the tests hold together is no garbage."""
+def pytest_configure(config: pytest.Config) -> None:
+    """A place for the Python that starts at once, one for all workers, which have our environment."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp()
+        os.environ["WARM_PYTHON"] = os.path.join(folder, "python")
+        config.add_cleanup(lambda: shutil.rmtree(folder))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What the tests hold together is no garbage; and what some will wait for is begun."""
+    wanted = has_servers and not session.config.option.collectonly
+    if wanted and any("warm_python" in getattr(item, "fixturenames", ()) for item in session.items):
+        start(os.environ["WARM_PYTHON"])
     gc.collect()
     gc.freeze()
 
@@ -44,3 +59,25 @@ def fixed_environment(one_thread: None) -> Iterator[None]:
     dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[str]:
+    """To put into the place of `sys.executable`: a Python that is there in milliseconds."""
+    if not has_servers:  # then one is waited for
+        yield sys.executable
+        return
+    place = os.environ["WARM_PYTHON"]
+    with keep(place):
+        asks = f"from warm_python import ask; ask({place!r}, {sys.executable!r})"
+        program = Path(f"{place}.{os.getpid()}")
+        path = [str(Path(__file__).parent / "processes")]
+        program.write_text(f"#!{sys.executable} -SE\nimport sys; sys.path[:0] = {path}; {asks}\n")
+        program.chmod(0o755)
+        yield str(program)
+
+
+@pytest.fixture
+def starts_warm(warm_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sys.executable` is the Python that is there in milliseconds."""
+    monkeypatch.setattr(sys, "executable", warm_python)

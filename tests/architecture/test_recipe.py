@@ -16,6 +16,8 @@ DRIVER = "tests/placements/test_equations.py"
 NORM_DRIVER = "tests/modules/test_norms.py"
 SUITE = ("-m", "pytest", "-p", "recipe", "-p", "norm", "-p", "no:cacheprovider", DRIVER, NORM_DRIVER)
 TRAIN = """
+import warnings
+warnings.simplefilter("error")
 import norm, recipe, torch
 from transformer import PLACEMENTS, Transformer
 from transformer.cli.describe import choices_text
@@ -85,11 +87,13 @@ def test_a_placement_is_about_ten_lines() -> None:
     assert len([line for line in code.splitlines() if line.strip()]) < 10
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_the_classes_of_the_page_train(folder: Path) -> None:
-    done = run(folder, "-W", "error", "-c", TRAIN)
+    done = run(folder, "-c", TRAIN)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_the_suite_then_stops_for_want_of_oracles(folder: Path) -> None:
     done = run(folder, *SUITE, "-k", "has_an_oracle")
     assert done.returncode == 1
@@ -100,6 +104,7 @@ def test_the_suite_then_stops_for_want_of_oracles(folder: Path) -> None:
     assert "2 failed" in done.stdout
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_the_oracles_of_the_page_satisfy_it(folder: Path) -> None:
     done = run(
         folder, *SUITE, "-p", "satisfy", "-p", "satisfy_norm", "-vv",

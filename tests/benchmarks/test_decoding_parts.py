@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import decoding_parts
 from benchmarks.decoding_parts import PARTS, measure, part_of
 from transformer import Transformer
 from transformer.modules.int8 import has_int8
@@ -26,7 +27,9 @@ def test_an_operator_belongs_to_one_part(name: str, shapes: list[list[int]], par
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_a_batch_is_taken_apart(precision: str) -> None:
+def test_a_batch_is_taken_apart(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding_parts, "SENTENCES", 8)
+    monkeypatch.setattr(decoding_parts, "LENGTH", 4)
     if precision == "int8" and not has_int8():
         pytest.skip("this torch has no such product here")
     model = Transformer(50, 50, d_model=16, heads=2, d_ff=16, encoder_layers=1, decoder_layers=1).eval()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from transformer.core.errors import ConfigError
+from transformer.speed import ceilings
 from transformer.speed.ceilings import Ceilings
 from transformer.speed.random_text import random_corpus, random_trainer
 from transformer.speed.timeline import ATTENTION, Timeline
@@ -23,6 +24,8 @@ TINY = ["--device", "cpu", "--tiny", "--no-compile"]
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "PAIRS", [("pre", "layer"), ("reversible", "rms")])
+    monkeypatch.setattr(ceilings, "_SHAPES", {"cpu": ((512, 512, 512), (256, 1024, 1024))})
+    monkeypatch.setattr(ceilings, "_COPIED", {"cpu": 1 << 24})
 
 
 def test_numbers_and_speed(

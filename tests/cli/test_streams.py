@@ -168,6 +168,7 @@ def test_a_thread_that_cannot_go_on_says_so_in_a_line(error: Exception, words: s
     assert said.count("\n") == 1 or words == "Traceback"
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_an_input_that_was_not_to_be_waited_for_is() -> None:
     """Python would take a moment without data for its end."""
     reading, writing = os.pipe()
@@ -189,6 +190,7 @@ def test_an_input_that_was_not_to_be_waited_for_is() -> None:
         assert process.wait(timeout=60) == 0
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_an_output_whose_reader_is_slower_loses_nothing() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

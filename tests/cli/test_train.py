@@ -392,6 +392,7 @@ def refuse(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_the_script_reports_errors_without_a_traceback(config: str) -> None:
     done = subprocess_train(config, "--set", "model.d_model=x", "--check")
     assert done.returncode == 2

@@ -286,6 +286,7 @@ def test_a_broken_run_is_explained(
         assert str(copy) in message
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_the_script_translates_a_pipe_and_survives_a_closed_one(run: Path, folder: Path) -> None:
     command = [sys.executable, str(ROOT / "translate.py"), str(run)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -283,6 +283,7 @@ def test_separate_tokenizers_serve_their_own_side(section: Section, ready: Calla
     assert prepared.report.text().startswith("vocabulary: 80 source and 90 target pieces")
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_two_processes_prepare_the_same_at_once(section: Section, tmp_path: Path) -> None:
     program = (
         "import sys, hashlib, pathlib\n"

@@ -176,7 +176,7 @@ prepare(DataConfig.model_validate_json(sys.argv[1]), pathlib.Path(sys.argv[2]), 
 """
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small", "starts_warm")
 def test_a_killed_preparation_leaves_no_process_and_loses_nothing(
     section: Section, tmp_path: Path, odd_text: list[tuple[str, str]]
 ) -> None:

@@ -105,9 +105,9 @@ def _equal(plain: Transformer) -> None:
 
 
 def found(engine: Models) -> object:
-    requests = [Request(0, [5, 6, 7], Limits(8)), Request(1, [9, 4], Limits(8))]
+    requests = [Request(0, [5, 6, 7], Limits(4)), Request(1, [9, 4], Limits(4))]
     with engine.working():
-        batches = [requests, [Request(2, [8, 9, 10, 11], Limits(8))], [Request(3, [12, 7], Limits(8))]]
+        batches = [requests, [Request(2, [8, 9, 10, 11], Limits(4))], [Request(3, [12, 7], Limits(4))]]
         return engine.search_all(batches, DecodeConfig(beam=3))
 
 
@@ -156,7 +156,7 @@ REST = [(c, p) for c in CHANGES for p in ("bf16", "int8") if (c, p) not in FOLLO
 def test_translation_follows_the_model(
     change: Callable[[Transformer], None], precision: InferencePrecision
 ) -> None:
-    plain = model()
+    plain = model(decoder_layers=1)
     engine = Models([plain], precision)
     before = found(engine)
     assert found(engine) == before

@@ -203,8 +203,16 @@ def test_a_norm_survives_copying_pickling_and_loading(name: str, options: dict[s
             assert torch.equal(copy.deepcopy(norm).train(training)(x), other.train(training)(x))
 
 
-@pytest.mark.parametrize("length", [20, 2])
-@pytest.mark.parametrize("name", [n for n in NORMS if NORMS[n].span != "batch" and NORMS[n].normalises])
+# The length of a sentence is nothing to a norm of one token.
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [
+        pytest.param(name, length, marks=pytest.mark.slow if length == 2 and name not in OF_SENTENCE else [])
+        for name in NORMS
+        if NORMS[name].span != "batch" and NORMS[name].normalises
+        for length in (20, 2)
+    ],
+)
 def test_the_float32_gradient_of_six_and_six_layers_is_float64s_within_a_thousandth(
     name: str, length: int
 ) -> None:
@@ -299,13 +307,30 @@ def test_a_model_of_them_decodes_the_same_with_and_without_a_cache(norm: Any, pl
         tokens = torch.randint(4, 19, (len(chosen),))
 
 
+@pytest.mark.parametrize("name", [*OF_SENTENCE, *OF_BATCH])
+def test_a_norm_of_them_is_captured_with_its_backward_pass(name: str) -> None:
+    norm, x = NORMS[name](D).double(), inputs().requires_grad_()
+    twin = copy.deepcopy(norm)
+    captured = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    for training in (True, True, False):
+        upstream, found = inputs(), []
+        for each, call in ((norm, norm), (twin, captured)):
+            each.train(training)
+            y = call(x)
+            found.append([y, *torch.autograd.grad(y, [x, *each.parameters()], upstream), *each.buffers()])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize(  # aot_eager captures the backward pass too
     ("norm", "backend"),
     [
-        (CAPTURED[0], "eager"),
-        (CAPTURED[1], "aot_eager"),
-        pytest.param(CAPTURED[0], "aot_eager", marks=pytest.mark.slow),
-        pytest.param(CAPTURED[1], "eager", marks=pytest.mark.slow),
+        pytest.param(
+            norm, backend, marks=pytest.mark.slow if norm in CAPTURED[1:] or backend != "eager" else []
+        )
+        for norm in CAPTURED
+        for backend in ("eager", "aot_eager")
     ],
     ids=str,
 )

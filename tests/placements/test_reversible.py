@@ -198,7 +198,7 @@ def peak_bytes(placement: str, layers: int, stack: str) -> int:
 def test_memory_does_not_grow_with_depth(stack: str) -> None:
     """Pre-LN's grows with the depth, which shows that the meter can tell."""
     reversible, pre = (
-        [peak_bytes(placement, layers, stack) for layers in (4, 16)] for placement in ("reversible", "pre")
+        [peak_bytes(placement, layers, stack) for layers in (3, 12)] for placement in ("reversible", "pre")
     )
     assert reversible[1] <= 1.3 * reversible[0]
     assert 3.5 * pre[0] < pre[1] < 4.2 * pre[0]
@@ -300,7 +300,8 @@ def test_norms_that_a_pass_back_cannot_have_are_refused(norm: str, reason: str) 
 def test_it_compiles_as_one_graph_with_the_same_numbers(training: bool) -> None:
     torch.set_default_dtype(torch.float64)
     off = dict.fromkeys(DROPOUTS, 0.0)
-    model, (source, target) = build(**off).train(training), batch()
+    few = {"encoder_layers": 1, "decoder_layers": 2}
+    model, (source, target) = build(**off, **few).train(training), batch()
     expected = model(source, target)
     compiled = torch.compile(model, fullgraph=True, backend="eager")(source, target)
     torch.testing.assert_close(compiled, expected)

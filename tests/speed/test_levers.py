@@ -146,9 +146,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def setting(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> lever_translation.Setting:
-    monkeypatch.setattr(lever_translation, "CHECKED", 6)
+    monkeypatch.setattr(lever_translation, "CHECKED", 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    return levers.setting_of(trained, 3, str(trained.config.precision), 12)
+    return levers.setting_of(trained, 3, str(trained.config.precision), 8)
 
 
 @pytest.mark.parametrize("name", lever_translation.LEVERS)

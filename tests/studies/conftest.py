@@ -44,7 +44,7 @@ def command(*words: str) -> list[str]:
 
 
 @pytest.fixture
-def start_study() -> Callable[..., subprocess.Popen[str]]:
+def start_study(starts_warm: None) -> Callable[..., subprocess.Popen[str]]:
     """Start the command in a process of its own."""
 
     def start(*words: str) -> subprocess.Popen[str]:
@@ -69,9 +69,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def done(folder: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def done(folder: Path, warm_python: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The study after its first run, in this process: where its runs are, and what was said."""
     words = [str(folder / "study.yaml"), "--runs", str(folder / "runs")]
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as err,
+    ):
+        patch.setattr(sys, "executable", warm_python)
         code = main(words)
     return folder / "runs", subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())

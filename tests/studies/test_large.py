@@ -22,8 +22,17 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 LARGE = runpy.run_path(str(ROOT / "benchmarks" / "claims_large.py"))
 
 
-@pytest.mark.parametrize("corpus", ["multi30k", "iwslt14"])
-@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=lambda p: p.stem)
+FILES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(  # the other corpus with one study, and with all by `make slow`
+    ("file", "corpus"),
+    [
+        pytest.param(file, corpus, id=f"{file.stem}-{corpus}", marks=[pytest.mark.slow] if later else [])
+        for i, file in enumerate(FILES)
+        for corpus, later in (("multi30k", False), ("iwslt14", i > 0))
+    ],
+)
 def test_a_study_at_the_papers_size_is_a_study(file: Path, corpus: str, tmp_path: Path) -> None:
     study = load_study(file)
     name, test_set = LARGE["CORPORA"][corpus]
@@ -54,6 +63,7 @@ def test_rates_fall_and_warm_ups_grow(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_sigterm_ends_the_trainings_too_and_nothing_finished_is_no_failure(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -84,6 +94,7 @@ def test_sigterm_ends_the_trainings_too_and_nothing_finished_is_no_failure(
     assert "no run has ended yet" in again.stdout
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_a_missing_study_is_told_without_a_traceback(tmp_path: Path) -> None:
     words = [sys.executable, str(ROOT / "benchmarks" / "claims_large.py"), str(tmp_path / "none.yaml")]
     ended = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, check=False)

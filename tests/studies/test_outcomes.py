@@ -88,6 +88,7 @@ def test_a_study_that_is_killed_goes_on_and_ends_with_the_same_report(
     assert ours == theirs
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_a_dry_run_prints_the_plan_and_what_the_estimate_rests_on(
     folder: Path, done: Done, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_changed_study_is_refused_and_names_what_changed(
     assert capsys.readouterr().err.count("train.clip: the run in") == 2, "a line for both cells, twice"
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_a_damaged_cell_stops_no_report_and_a_run_names_it(
     folder: Path, done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 import struct
 import sys
 from collections.abc import Mapping, Sequence
@@ -196,9 +197,9 @@ def test_the_reports_study_file_can_be_run_where_it_lies(
 
 
 def test_two_reports_may_be_written_at_once(
-    study: Study, outcomes: list[Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, outcomes: list[Outcome], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report(study, outcomes, tmp_path)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     before, glob, write_bytes = files(tmp_path), Path.glob, Path.write_bytes
 
     def listed(self: Path, pattern: str) -> list[Path]:

@@ -207,6 +207,7 @@ def test_places_share_the_cores_and_threads_of_the_configuration_hold(
     assert (threads_of(own, 3), threads_of(cell, 3)) == (1, 3)
 
 
+@pytest.mark.usefixtures("starts_warm")
 @pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_submitit_runs_cells_in_its_local_mode(number: int, tmp_path: Path, folder: Path) -> None:
     from transformer.cli.resolve import new_config

@@ -21,19 +21,37 @@ WITHOUT_BATCHES = [name for name in NORMS if NORMS[name].span != "batch"]
 
 
 def gradients(workshop: Any, checkpointed: bool, dtype: torch.dtype, **flags: Any) -> dict[str, Tensor]:
-    model = workshop.model(**SMALL | flags).train()
+    model = workshop.model(**SMALL | {"encoder_layers": 2, "decoder_layers": 2} | flags).train()
     passes = Passes(model, dtype, 0.1, seed=3, checkpointed=checkpointed)
     passes.run([workshop.batch(3), workshop.batch(2)], update=1)
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+PARTS = [(stack, part) for stack in ("encoder", "decoder") for part in ("self_attention", "feed_forward")]
+
+
+def several(names: list[str]) -> dict[str, Any]:
+    """A norm for each of so many places of a model, the first ones in the encoder."""
+    norm: dict[str, Any] = {
+        "default": "layer",
+        "encoder": {"default": "layer"},
+        "decoder": {"default": "layer"},
+    }
+    for (stack, part), name in zip(PARTS, names, strict=False):
+        norm[stack][part] = name
+    return {"norm": norm}
+
+
+ALONE: list[dict[str, Any]] = [
+    {"norm": {"encoder": name, "decoder": "layer"} if NORMS[name].unfit("decoder") else name}
+    for name in WITHOUT_BATCHES
+]
+UNFIT_FIRST = sorted(WITHOUT_BATCHES, key=lambda name: not NORMS[name].unfit("decoder"))
+MODELS = -(-len(UNFIT_FIRST) // len(PARTS))
 EVERY: list[dict[str, Any]] = [
     *({"placement": name, "allow_unsound": True} for name in PLACEMENTS),
-    *(
-        {"norm": {"encoder": name, "decoder": "layer"} if NORMS[name].unfit("decoder") else name}
-        for name in WITHOUT_BATCHES
-    ),
-    {"placement": {"1-2": "post", "3-": "pre"}},
+    *(several(UNFIT_FIRST[i::MODELS]) for i in range(MODELS)),
+    {"placement": {1: "post", "2-": "pre"}},
 ]
 IN_HALF = ({"placement": "reversible", "allow_unsound": True}, {"norm": "instance"}, EVERY[-1])
 
@@ -42,9 +60,12 @@ IN_HALF = ({"placement": "reversible", "allow_unsound": True}, {"norm": "instanc
     ("flags", "dtype"),
     [
         *((flags, torch.float32) for flags in EVERY),
+        *((flags, torch.bfloat16) for flags in IN_HALF),
         *(
-            pytest.param(flags, torch.bfloat16, marks=[] if flags in IN_HALF else pytest.mark.slow)
-            for flags in EVERY
+            pytest.param(flags, dtype, marks=pytest.mark.slow)
+            for flags in (*ALONE, *EVERY)
+            for dtype in (torch.float32, torch.bfloat16)
+            if (flags in ALONE if dtype == torch.float32 else flags not in IN_HALF)
         ),
     ],
     ids=str,

@@ -281,7 +281,8 @@ def test_a_model_that_had_learned_and_is_far_above_the_level_has_exploded(worksh
     ids=["thrice", "long", "one line", "coming back"],
 )
 def test_a_loss_that_rises_and_comes_back_is_no_divergence(risen: list[float], workshop: Any) -> None:
-    trainer = workshop.trainer(stall_updates=20, unigram_loss=math.log(10), updates=40, lr=1e-9)
+    options = {"stall_updates": 20, "updates": 40, "validate_every": 40}
+    trainer = workshop.trainer(**options, unigram_loss=math.log(10), lr=1e-9)
     logging(trainer, [3.0, *risen, 2.5, 2.0])
     assert trainer.fit().status == "completed"
 
@@ -299,7 +300,7 @@ def test_slow_learning_is_no_divergence_at_the_last_update(
     log_every: int, stall_updates: int, workshop: Any
 ) -> None:
     """There is nothing left to stop, and the loss says how far it has come."""
-    level = {"unigram_loss": math.log(10), "stall_updates": stall_updates}
+    level = {"unigram_loss": math.log(10), "stall_updates": stall_updates, "validate_every": 40}
     trainer = workshop.trainer(updates=40, lr=1e-9, log_every=log_every, **level)
     assert trainer.fit().status == "completed"
 

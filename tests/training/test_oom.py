@@ -271,7 +271,7 @@ from transformer.data.batching import collate
 from transformer.model.transformer import Transformer
 from transformer.training.passes import Passes
 flags = dict(d_model=64, heads=4, d_ff=128, encoder_layers=2, decoder_layers=2, dropout=0.0)
-batch = collate([(list(range(4, 104)), list(range(4, 104)))] * 256, range(256))
+batch = collate([(list(range(4, 104)), list(range(4, 104)))] * 64, range(64))
 def made():
     return Passes(Transformer(200, 200, **flags), torch.float32, 0.1, seed=3)
 one = made(); one.run([batch.rows(slice(0, 8))], 1)           # kernels and libraries are loaded by now
@@ -289,10 +289,11 @@ print("same")
 """
 
 
+@pytest.mark.usefixtures("starts_warm")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is that of Linux")
 def test_a_real_shortage_is_survived() -> None:
     root = str(Path(__file__).parents[2])
-    code = REAL.format(root=root, room=220)
+    code = REAL.format(root=root, room=60)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "memory did not hold" in done.stdout

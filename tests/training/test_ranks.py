@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ranks import compare
 
-CASES = ("batch norm", "accumulate", "few rows")
+CASES = ("batch norm", "few rows")  # "accumulate" is what is resumed, interrupted and short of memory
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo on one machine, and POSIX signals")
@@ -18,6 +18,6 @@ def test_two_processes_make_the_updates_of_one_and_end_when_one_is_killed(tmp_pa
     memory in one of them. All: benchmarks/ranks.py.
     """
     rows = compare(2, tmp_path, CASES)
-    assert len(rows) == 11
+    assert len(rows) == 9
     assert [row for row in rows if not row.good] == []
     assert "rank 0 of 2" in (tmp_path / "lost0").read_text(encoding="utf-8")

@@ -341,6 +341,7 @@ print(outcome.status, outcome.updates)
 """
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_sigterm_to_a_process_saves_and_stops_cleanly(workshop: Any) -> None:
     conftest = Path(__file__).with_name("conftest.py")
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(conftest), str(workshop.run_dir)]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import ONCE, extras, plan
+from pairs import ONCE, OVER_A_BATCH, extras, plan, usual
 from torch import distributed
 
-from transformer import Transformer
+from transformer import NORMS, PLACEMENTS, Transformer
 from transformer.data.batching import collate
 from transformer.modules.qk_norm import QK_NORMS
 from transformer.training.config import TrainConfig
@@ -48,11 +48,43 @@ def updated(
     return copy.deepcopy((layout.weights(), layout.optimizer_state(optimizer)))
 
 
+def two(encoder: str, decoder: str) -> dict[str, Any]:
+    """A placement in each stack, with norms that go with them."""
+    options = {"allow_unsound": True, **extras(encoder, "layer"), **extras(decoder, "layer")}
+    norms = {"encoder": usual(encoder), "decoder": usual(decoder)}
+    norm = norms if set(norms.values()) != {"none"} else "none"
+    return {"placement": {"encoder": encoder, "decoder": decoder}, "norm": norm, **options}
+
+
+def several(encoder: list[str], decoder: list[str]) -> dict[str, Any]:
+    """A norm for each place of a Pre-LN model."""
+    parts = ("self_attention", "feed_forward", "final", "cross_attention")
+    norms = {
+        stack: {"default": "layer", **dict(zip(parts, names, strict=False))}
+        for stack, names in (("encoder", encoder), ("decoder", decoder))
+    }
+    return {
+        "placement": "pre",
+        "norm": norms,
+        "norm_options": {"prms": {"p": 0.5}} if "prms" in str(norms) else {},
+    }
+
+
+SHARDED = [name for name in PLACEMENTS if name != "reversible"]
+NAMES = [*sorted(OVER_A_BATCH), *(name for name in NORMS if name not in OVER_A_BATCH)]
+
+
 @pytest.mark.parametrize(
     "flags",
     [
-        *({"placement": p, "norm": plan(n), **extras(p, n)} for p, n in ONCE),
+        *(two(*pair) for pair in zip(SHARDED[::2], SHARDED[1::2], strict=True)),
+        {"placement": "reversible"},
+        *(several(NAMES[i:9:3], NAMES[9 + i :: 3]) for i in range(3)),
         *({"qk_norm": name} for name in QK_NORMS),
+        *(
+            pytest.param({"placement": p, "norm": plan(n), **extras(p, n)}, marks=pytest.mark.slow)
+            for p, n in ONCE
+        ),
     ],
     ids=str,
 )
@@ -80,6 +112,12 @@ def test_every_placement_and_norm_is_sharded_as_it_is_or_refused_by_name(
     second = updated(whole, moments=moments)[0]
     assert any(not torch.equal(second[name], weights[name]) for name in weights)
     torch.testing.assert_close(updated(sharded, moments=moments)[0], second, rtol=1e-9, atol=1e-9)
+
+
+def test_each_placement_and_norm_is_in_one_of_those_models() -> None:
+    assert len(SHARDED) % 2 == 0
+    assert set(NAMES) == set(NORMS)
+    assert len(NAMES) <= 9 + 3 * 4, "more models, for there are more norms"
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

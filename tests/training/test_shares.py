@@ -38,8 +38,15 @@ def gradients(passes: Passes, batch: Batch) -> dict[str, Any]:
     return {name: p.grad for name, p in passes.model.named_parameters()}
 
 
-@pytest.mark.parametrize(("placement", "norm"), ONCE)
-@pytest.mark.parametrize("checkpointed", [False, True])
+# What is computed anew passes a layer as the first time did: by `make test` each second one, each plainly.
+@pytest.mark.parametrize(
+    ("placement", "norm", "checkpointed"),
+    [
+        pytest.param(*pair, checkpointed, marks=pytest.mark.slow if checkpointed and i % 2 else [])
+        for i, pair in enumerate(ONCE)
+        for checkpointed in (False, True)
+    ],
+)
 @pytest.mark.filterwarnings(r"ignore:var\(\)")  # as open_ranks does
 def test_a_share_of_no_rows_has_the_gradients_of_all_parameters_and_they_are_zero(
     placement: str, norm: str, checkpointed: bool
