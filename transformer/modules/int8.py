@@ -78,7 +78,7 @@ def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     tiny = torch.finfo(torch.float32).tiny
     scales = x.abs().amax(-1, keepdim=True).clamp_min_(tiny * _LARGEST).div_(_LARGEST)
-    return (x / scales).round_().to(torch.int8), scales
+    return (x * scales.reciprocal()).round_().to(torch.int8), scales
 
 
 @cache
