@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,12 @@ def test_a_signal_between_two_micro_batches_leaves_the_state_before_the_update(
 
     straight = trainer("straight")
     assert straight.fit().status == "completed"
+    saving = workshop.trainer(
+        "saving", model=workshop.model(norm=norm, allow_unsound=True), **options, save_every=1
+    )
+    saving.fit()
+    log = (saving.run_dir / "log.txt").read_text()
+    hashes = {int(n): digest for digest, n in re.findall(r"state (\w+) after update (\d+)", log)}
     for update in (1, 2):
         first = trainer(f"cut{update}")
         passing, seen = first.layout.passing, 0
@@ -163,6 +171,8 @@ def test_a_signal_between_two_micro_batches_leaves_the_state_before_the_update(
         assert outcome.status == "interrupted"
         assert outcome.updates == (update if number == 3 else update - 1)
         assert seen == 100 + number, "passes went on after the signal"
+        if outcome.updates:
+            assert str(find_training(first.shelf.last).hash).startswith(hashes[outcome.updates])
         resumed = trainer(f"cut{update}")
         resumed.resume()
         assert resumed.fit().status == "completed"
@@ -319,6 +329,37 @@ def test_a_second_interrupt_stops_at_once_and_the_last_save_holds(
         trainer.fit()
     assert load_training(trainer.shelf.last)[1]["update"] == 4
     assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_signal_that_comes_another_way_too_is_one_request(
+    later: bool, number: int, workshop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who signals a whole job reaches a rank twice; who waits and signals again means it."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setattr("transformer.training.interruption.ECHO", 0.05 if later else 60.0)
+    found = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    trainer = workshop.trainer()
+    step = trainer.step
+
+    def signalled(batches: Any) -> None:
+        if trainer.progress.update == 5:
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+            os.kill(os.getpid(), number)
+        step(batches)
+
+    trainer.step = signalled
+    try:
+        if later:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.fit()
+        else:
+            assert trainer.fit().status == "interrupted"
+    finally:
+        signal.signal(signal.SIGTERM, found)
+    assert load_training(trainer.shelf.last)[1]["update"] == (4 if later else 6)
 
 
 PROGRAM = """

@@ -87,6 +87,10 @@ def written_whole(directory: Path) -> Iterator[Path]:
             os.rename(directory, old)
         os.rename(new, directory)
         sync_directory(directory.parent)
+    except OSError as error:
+        if error.filename is None:  # of a write
+            error.filename = str(directory)
+        raise
     finally:
         if old.exists() and not directory.exists():
             os.rename(old, directory)

@@ -6,14 +6,19 @@ import _thread
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, ClassVar
 
+from .launch import supervised
 from .ranks import ALONE, Ranks
 
 LISTEN = 0.5  # seconds between two looks for a signal of another rank
+# Seconds in which a second SIGTERM, and under torchrun any second signal, is the first one come another way:
+# who signals a whole job reaches a rank directly and through torchrun, which passes its own on.
+ECHO = 5.0
 CARRIER = signal.SIGURG  # one that means nothing to a process by default
 
 
@@ -23,6 +28,8 @@ class Interrupted(BaseException):
 
 class Interruption:
     """A context in which the first SIGINT or SIGTERM only raises a flag; a second one acts as it did before.
+
+    A second SIGTERM within `ECHO` seconds does not count, under torchrun no signal within them.
 
     A signal that was ignored before, as a shell sets SIGINT for what it starts in the background, does on the
     second time what it does by default, since that is what is announced. `name` is the signal's name once
@@ -41,6 +48,7 @@ class Interruption:
         self._meanwhile = meanwhile
         self._breaks = ""
         self._before: dict[signal.Signals, Any] = {}
+        self._at: float | None = None  # when the first one came
 
     def heard(self, ranks: Ranks) -> str:
         """The name of a signal that any rank has got so far; empty while there is none. Collective."""
@@ -106,14 +114,29 @@ class Interruption:
             signal.signal(CARRIER, signal.SIG_DFL if before is None else before)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        if self._at is not None and number in self._before:
+            if time.monotonic() - self._at >= _echo(number):
+                self._act(number)
+            return
+        self._at = time.monotonic()
         self.name = signal.Signals(number).name
         self.ranks.tell(self.name)
         what = f"breaking off {self._breaks}" if self._breaks else self._meanwhile
+        later = f" after {_echo(number):.0f} seconds" if _echo(number) else ""
         # The bare descriptor: a handler may run while the log or the progress bar is being written.
         with suppress(OSError):  # nobody need be listening
-            os.write(2, f"\n{self.name}: {what}, then saving; once more stops at once\n".encode())
-        for each, before in self._before.items():
-            signal.signal(each, self.DEFAULTS[each] if before == signal.SIG_IGN else before)
+            os.write(2, f"\n{self.name}: {what}, then saving; once more{later} stops at once\n".encode())
         if self._breaks:
             self._breaks = ""
             raise Interrupted
+
+    def _act(self, number: int) -> None:
+        """Do with a second signal what was done before, and without a flag in the way of a third."""
+        for each, before in self._before.items():
+            signal.signal(each, self.DEFAULTS[each] if before == signal.SIG_IGN else before)
+        signal.raise_signal(number)
+
+
+def _echo(number: int) -> float:
+    """Seconds after a first signal in which another of this number is the same."""
+    return 0.0 if number == signal.SIGINT and not supervised() else ECHO

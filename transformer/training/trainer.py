@@ -94,15 +94,15 @@ class Trainer:
     def step(self, micro_batches: Sequence[Any]) -> None:
         """Update once on the sum of the loss over target tokens / their number, over all micro-batches.
 
-        The learning rate is set before the update it is for. Nothing here waits for the device: loss and
+        The learning rate is set once the passes are through. Nothing here waits for the device: loss and
         gradient norm, as it was before clipping, go into `window`.
         """
         update = self.progress.update + 1
-        set_learning_rate(self.optimizer, self.schedule.learning_rate(update))
         observer = self.observer.at(update)
         tokens, loss, nll = self.passes.run(micro_batches, update, observer)
         norm = self.layout.number(get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         observer.gradients()
+        set_learning_rate(self.optimizer, self.schedule.learning_rate(update))
         if self.config.clip:
             clip_grads_with_norm_(self.parameters, self.config.clip, norm)
         self.optimizer.step()
