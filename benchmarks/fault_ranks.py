@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fault_trials import ENDED, ROOT, Bench, Row, Running, children, fault, saved_update
 
-OURS = f'File "{ROOT}'  # of a traceback of ours; torchrun has one of its own when a process fails
+OURS = f'File "{ROOT / "transformer"}'  # a traceback of ours; torchrun has one of its own
 
 
 class Together(Running):
@@ -138,6 +139,22 @@ def one_terminated(bench: Bench, tries: int) -> Row:
 @fault("SIGTERM to torchrun with two processes")
 def all_terminated(bench: Bench, tries: int) -> Row:
     return _terminated(_pair(bench), tries, lambda running: running.signal(signal.SIGTERM))
+
+
+@fault("SIGTERM to torchrun and to both processes, as a scheduler signals a job")
+def job_terminated(bench: Bench, tries: int) -> Row:
+    """A rank gets it twice, in any order: torchrun passes its own on."""
+    pair = _pair(bench)
+
+    def signal_all(running: Together) -> None:
+        everyone: list[Callable[[], object]] = [lambda: running.signal(signal.SIGTERM)]
+        everyone += [lambda rank=rank: os.kill(rank, signal.SIGTERM) for rank in running.ranks]
+        pair.random.shuffle(everyone)
+        for each in everyone:
+            with suppress(ProcessLookupError):  # it was quick
+                each()
+
+    return _terminated(pair, tries, signal_all)
 
 
 def _ends(bench: Bench, tries: int, status: str, said: str, *options: str) -> Row:
