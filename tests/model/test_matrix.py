@@ -165,12 +165,12 @@ def mixed(placement: str, turn: int, encoder: int, decoder: int) -> tuple[dict[s
 def compiles(
     placement: str, norms: dict[str, Any], found: set[str], training: bool, whole: bool = True
 ) -> None:
-    """The model, or its encoder alone, is one graph with the same numbers."""
+    """The model, or its encoder alone, is one graph with the same numbers (in float64: layers amplify)."""
     shape = {**SHAPE, **{f"{stack}_layers": len(plan) or 1 for stack, plan in norms.items()}}
     dropout = 0.0 if training else 0.1
     options = extras(placement, "layer")
     norm = {"default": usual(placement), **{stack: plan for stack, plan in norms.items() if plan}}
-    model = Transformer(V, V, placement=placement, norm=norm, dropout=dropout, **options, **shape)
+    model = Transformer(V, V, placement=placement, norm=norm, dropout=dropout, **options, **shape).double()
     part = model if whole else model.encoder
     assert {type(m) for m in part.modules() if isinstance(m, Norm)} >= {NORMS[n] for n in found - {"none"}}
     graphs: list[object] = []
@@ -180,11 +180,13 @@ def compiles(
         return graph.forward
 
     source = ids(2, 5)
-    given = (source, ids(2, 4)) if whole else (torch.randn(2, 5, 16), padding_mask(source))
+    given = (
+        (source, ids(2, 4)) if whole else (torch.randn(2, 5, 16, dtype=torch.float64), padding_mask(source))
+    )
     # Statistics over a batch go on in training: of each the first pass.
     expected = copy.deepcopy(part).train(training)(*given)
     compiled = torch.compile(part.train(training), backend=count, fullgraph=True)
-    torch.testing.assert_close(compiled(*given), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled(*given), expected, rtol=1e-9, atol=1e-9)
     assert len(graphs) == 1
     torch._dynamo.reset()
 
