@@ -16,6 +16,7 @@ from transformer.decoding import beam as beam_module
 from transformer.decoding import engine as engine_module
 from transformer.decoding import ranking as ranking_module
 from transformer.decoding.cache import DecoderCache
+from transformer.decoding.columns import SelfAttentionCache
 from transformer.decoding.config import DecodeConfig
 from transformer.decoding.engine import Models
 from transformer.decoding.forked import ForkedModels
@@ -128,6 +129,10 @@ def gathered_per_row() -> AbstractContextManager[object]:
     return patch.object(DecoderCache, "select", and_gather)
 
 
+def columns_of_their_own() -> AbstractContextManager[object]:
+    return patch.object(SelfAttentionCache, "select_within", lambda self, rows, *_: self.select(rows))
+
+
 def by_topk() -> AbstractContextManager[object]:
     return patch.object(ranking_module, "_in_blocks", lambda values, k: False)
 
@@ -178,6 +183,11 @@ LEVERS: dict[str, Lever] = {
     "shared": Lever(
         "cross-attention's keys and values shared by a sentence's rows (against gathered for each row)",
         gathered_per_row,
+        missing=a_beam,
+    ),
+    "columns": Lever(
+        "self-attention's keys and values shared by a sentence's rows (against copied with each row)",
+        columns_of_their_own,
         missing=a_beam,
     ),
     "blocks": Lever("the best of a row by blocks (against topk)", by_topk, missing=a_beam),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -10,10 +12,13 @@ from decoding_toys import Toy, sources, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import usual
+from torch import Tensor
 
 from transformer import PLACEMENTS, Transformer
 from transformer.core.errors import CheckpointError
 from transformer.decoding import DecoderCache, Ensemble, Limits, ModelNextToken, beam_search
+from transformer.decoding.columns import SelfAttentionCache
+from transformer.modules.masks import padding_mask
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
 
@@ -74,23 +79,90 @@ def test_rows_may_be_selected_before_the_first_step() -> None:
     torch.testing.assert_close(some, every[[2, 2, 1]], **EXACT)
 
 
+def columns_of(rows: int, keys: Tensor, held: Tensor | None) -> list[Tensor]:
+    """The columns of keys or values (G, H, C, K) that each row sees, in order: (H, L, K)."""
+    groups, _, capacity, _ = keys.shape
+    seen = torch.ones(1, 1, 1, capacity, dtype=torch.bool) if held is None else held
+    seen = seen.expand(groups, 1, rows // groups, capacity).reshape(rows, capacity)
+    return [keys[row // (rows // groups)][:, seen[row]] for row in range(rows)]
+
+
+def follow(moves: Iterable[list[int]], heads: int = 2, width: int = 4) -> SelfAttentionCache:
+    """Extend a cache of three sentences a column at a time; after each its rows become those of the move."""
+    cache, sentence = DecoderCache(1, 3), torch.arange(3)
+    layer, past = cache.layers[0].self_attention, [torch.empty(3, heads, 0, width) for _ in range(2)]
+    for step, move in enumerate(moves):
+        new = tuple(torch.randn(len(sentence), heads, 1, width) for _ in range(2))
+        past = [torch.cat(pair, 2) for pair in zip(past, new, strict=True)]
+        for held, kept in zip(layer.extend(lambda new=new: new), past, strict=True):
+            for found, expected in zip(columns_of(len(sentence), held, layer.held), kept, strict=True):
+                assert torch.equal(found, expected)
+            assert held.isfinite().all()  # a weight of 0 has to give 0
+        assert cache.length == layer.length == step + 1
+        rows = torch.tensor(move)
+        cache.select(rows)
+        past, sentence = [each[rows] for each in past], sentence[rows]
+    return layer
+
+
 def test_the_self_attention_cache_holds_what_was_appended_however_long() -> None:
-    cache, kept = DecoderCache(1, 3), None
-    layer = cache.layers[0].self_attention
-    for step in range(70):
-        new = torch.randn(3, 2, 1, 4), torch.randn(3, 2, 1, 4)
-        kept = new if kept is None else tuple(torch.cat(pair, 2) for pair in zip(kept, new, strict=True))
-        keys, values = layer.extend(lambda new=new: new)
-        held = torch.ones(keys.shape[2], dtype=torch.bool) if layer.held is None else layer.held.flatten()
-        assert torch.equal(held.nonzero().flatten(), torch.arange(step + 1))
-        assert torch.equal(keys[:, :, held], kept[0])
-        assert torch.equal(values[:, :, held], kept[1])
-        assert not torch.stack((keys, values))[:, :, :, ~held].any()  # a weight of 0 has to give 0
-        if step % 3 == 0:
-            rows = torch.randint(3, (3,)).sort().values
-            cache.select(rows)
-            kept = tuple(part[rows] for part in kept)
-    assert cache.length == 70
+    draws = random.Random(1)
+    follow([sorted(draws.choices(range(3), k=3)) if step % 3 == 0 else [0, 1, 2] for step in range(70)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_rows_may_multiply_change_places_and_leave_in_any_way(data: st.DataObject) -> None:
+    """Equally many of each sentence, as beam search has them, or not."""
+    sentence, moves = [0, 1, 2], []
+    for _ in range(data.draw(st.integers(1, 40))):
+        width = data.draw(st.integers(1, 4))
+        there = sorted(set(sentence))
+        if data.draw(st.integers(0, 11)) == 0:
+            there = data.draw(st.lists(st.sampled_from(there), min_size=1, unique=True).map(sorted))
+        counts = [width] * len(there)
+        if data.draw(st.integers(0, 19)) == 0:
+            counts = data.draw(st.lists(st.integers(1, 3), min_size=len(there), max_size=len(there)))
+        moves.append(
+            [
+                data.draw(st.sampled_from([row for row, of in enumerate(sentence) if of == each]))
+                for each, count in zip(there, counts, strict=True)
+                for _ in range(count)
+            ]
+        )
+        sentence = [sentence[row] for row in moves[-1]]
+    follow(moves)
+
+
+def test_rows_that_change_places_within_their_sentence_share_columns() -> None:
+    """No key is copied, and what nobody sees any more is left out when there is no room for more."""
+    apart, one = [0, 0, 1, 1, 2, 2], [0, 1, 2, 3, 4, 5]
+    layer = follow([apart, *[one] * 10])
+    assert len(layer._shared.buffers[0]) == 3
+    before = layer._shared.buffers[0].data_ptr()
+    layer.select_within(torch.tensor([1, 0, 3, 3, 5, 4]), 3, None)
+    assert layer._shared.buffers[0].data_ptr() == before
+    assert layer._shared.used == 1 + 2 * 10
+    agreed = follow([apart, *[[0, 0, 2, 2, 4, 4]] * 100])  # at each step one of the two is dropped
+    assert agreed._shared.used <= 100 + 2 * 9
+
+
+def test_rows_that_share_columns_may_be_given_several_at_once() -> None:
+    model, source = tiny(), sources(2, 5)
+    with torch.inference_mode():
+        memory, mask, cache = model.encode(source), padding_mask(source), DecoderCache(2, 2)
+        prefix = torch.tensor([[2], [2]])
+        new = prefix
+        for columns in (1, 1, 3, 1):
+            found = model.decode(new, memory, cache.as_attended(mask), cache)
+            rows = torch.arange(len(new))
+            wanted = model.decode(prefix, *(x.repeat_interleave(len(new) // 2, 0) for x in (memory, mask)))
+            torch.testing.assert_close(found, wanted[:, -new.shape[1] :], **EXACT)
+            if len(new) == 2:
+                rows = torch.tensor([0, 0, 0, 1, 1, 1])
+                cache.select(rows)
+            new = torch.randint(4, 9, (6, columns))
+            prefix = torch.cat((prefix[rows], new), 1)
 
 
 def test_the_memory_is_projected_once() -> None:

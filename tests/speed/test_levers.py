@@ -15,7 +15,9 @@ from torch import Tensor
 
 from benchmarks import lever_training, lever_translation, levers
 from transformer.decoding.cache import DecoderCache
+from transformer.decoding.columns import SharedColumns
 from transformer.model.transformer import Transformer
+from transformer.modules.attention import KeysValues
 from transformer.training.trainer import Trainer
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -181,6 +183,21 @@ def test_off_it_is_off(name: str, setting: lever_translation.Setting) -> None:
         gathered, sentences = zip(*seen, strict=True)
         found.append(any(gathered[:1]) if name == "shared" else len(set(sentences)) > 1)
     assert found == ([False, False] if name == "shared" else [True, False])
+
+
+def test_off_rows_have_columns_of_their_own(setting: lever_translation.Setting) -> None:
+    lever, shared = lever_translation.LEVERS["columns"], []
+    append = SharedColumns.append
+
+    def told(self: SharedColumns, new: KeysValues) -> tuple[Tensor, KeysValues]:
+        shared.append(True)
+        return append(self, new)
+
+    for switch in (lever.off, nullcontext):
+        assert not shared
+        with patch.object(SharedColumns, "append", told), lever_translation.one_batch_at_a_time(), switch():
+            setting.task().run()
+    assert shared
 
 
 def test_a_lever_without_use_says_why(setting: lever_translation.Setting) -> None:

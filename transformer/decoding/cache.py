@@ -1,6 +1,6 @@
-"""What a decoder remembers between steps: keys and values, grown in place and reordered by rows.
+"""What a decoder remembers between steps: its own columns (columns.py), the memory, and its norms' states.
 
-R rows (hypotheses), B sentences, H heads, K head width, S source length, L columns held.
+R rows (hypotheses), B sentences, H heads, K head width, S source length.
 """
 
 from __future__ import annotations
@@ -9,99 +9,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..modules.attention import KeysValues
-
-_BLOCK = 8  # columns that a buffer grows by
-
-
-def _whole_blocks(x: Tensor) -> Tensor:
-    """Keys or values (B, H, S, K) with columns of zeros, on a CPU, up to a whole block."""
-    missing = -x.shape[2] % _BLOCK if x.device.type == "cpu" else 0
-    return F.pad(x, (0, 0, 0, missing)).contiguous()
-
-
-class SelfAttentionCache:
-    """Keys and values of all columns so far, in two buffers (R, H, C, K) that grow by some columns at a time.
-
-    A step writes its column and copies nothing else; growing copies an eighth of what attention reads anyway.
-    Reordering copies rows into spare buffers of the same shape, and the two change places. A head's columns
-    lie side by side, as its products with the query read them.
-    On a CPU one column gets the whole buffers, with `held` to tell the columns from those to come, which are
-    0: products of whole blocks take half the time of others.
-    With a `window` N the buffers end at N columns and become rings: column t is at t mod N, in the place of
-    one that nobody sees any more. `length` counts all columns, also those forgotten.
-    """
-
-    def __init__(self, window: int | None = None) -> None:
-        self.length, self.window = 0, window
-        self.held: Tensor | None = None
-        self._buffers: list[Tensor] = []
-        self._spares: list[Tensor] = []
-
-    def extend(self, project: Callable[[], KeysValues]) -> KeysValues:
-        """Append the projected columns (R, H, n, K) and return all: keys and values (R, H, L + n, K) or more.
-
-        `held` (1, 1, 1, C) is True for those of the C returned that hold one; None where all do.
-        Beyond the window one column gets the N of the ring, in any order; several get those held before, in
-        order, and themselves.
-        """
-        new = project()
-        start, self.length, self.held = self.length, self.length + new[0].shape[2], None
-        if self.window is not None and self.length > self.window:
-            self._make_room(new[0], self.window, start)
-            keys, values = (_slide(ring, each, start) for ring, each in zip(self._buffers, new, strict=True))
-            return keys, values
-        self._make_room(new[0], self.length, start)
-        for buffer, each in zip(self._buffers, new, strict=True):
-            buffer[:, :, start : self.length] = each
-        if new[0].shape[2] == 1 and new[0].device.type == "cpu":
-            capacity = self._buffers[0].shape[2]
-            if self.length < capacity:
-                self.held = (torch.arange(capacity) < self.length)[None, None, None]
-            return self._buffers[0], self._buffers[1]
-        keys, values = (buffer[:, :, : self.length] for buffer in self._buffers)
-        return keys, values
-
-    def select(self, rows: Tensor) -> None:
-        """Row i becomes what row `rows[i]` was."""
-        if not self._buffers:
-            return
-        buffers = self._buffers
-        if not self._spares or len(self._spares[0]) < len(rows):
-            self._spares = [buffer.new_empty(len(rows), *buffer.shape[1:]) for buffer in buffers]
-        self._buffers = [
-            torch.index_select(buffer, 0, rows, out=spare[: len(rows)])
-            for buffer, spare in zip(buffers, self._spares, strict=True)
-        ]
-        self._spares = buffers
-
-    def _make_room(self, like: Tensor, columns: int, held: int) -> None:
-        """Larger buffers when they hold fewer than `columns` columns."""
-        if not self._buffers or self._buffers[0].shape[2] < columns:
-            rows, heads, _, width = like.shape
-            capacity = columns + -columns % _BLOCK
-            capacity = capacity if self.window is None else min(capacity, self.window)
-            larger = [like.new_empty(rows, heads, capacity, width) for _ in range(2)]
-            for new in larger:
-                new[:, :, held:] = 0
-            for new, old in zip(larger, self._buffers, strict=False):
-                new[:, :, :held] = old[:, :, :held]
-            self._buffers, self._spares = larger, []
-        assert len(self._buffers[0]) == len(like), "rows of the cache and of the step differ"
-
-
-def _slide(ring: Tensor, new: Tensor, start: int) -> Tensor:
-    """Write columns start, start + 1, ... (R, H, n, K) over the oldest of the ring (R, H, N, K)."""
-    window, count = ring.shape[2], new.shape[2]
-    if count == 1:
-        ring[:, :, start % window] = new[:, :, 0]
-        return ring
-    columns = torch.arange(max(start - window, 0), start + count, device=new.device) % window
-    seen = torch.cat((ring.index_select(2, columns[:-count]), new), 2)
-    ring[:, :, columns[-window:]] = seen[:, :, -window:]
-    return seen
+from .columns import SelfAttentionCache, whole_blocks
 
 
 class CrossAttentionCache:
@@ -121,7 +31,7 @@ class CrossAttentionCache:
     def extend(self, project: Callable[[], KeysValues]) -> KeysValues:
         """Keys and values (B, H, S, K), or (R, H, S, K), in whole blocks; `project` is called once only."""
         if self._kept is None:
-            self._kept = tuple(_whole_blocks(each) for each in project())  # type: ignore[assignment]
+            self._kept = tuple(whole_blocks(each) for each in project())  # type: ignore[assignment]
         assert self._kept is not None
         if self._of_rows is None:
             keys, values = self._kept
@@ -203,7 +113,7 @@ class DecoderCache:
         Returns the sentences kept, as indices among those kept before, when some have left; else None.
         """
         before, after = self.sentence, self.sentence.index_select(0, rows)
-        kept = None
+        sentences, in_order_before, kept = self.sentences, self.gathered is None, None
         if not torch.equal(before, after):
             present, numbered = torch.unique(after, return_inverse=True)
             if len(present) < self.sentences:
@@ -216,7 +126,10 @@ class DecoderCache:
                     layer.cross_attention.keep(kept)
                 layer.cross_attention.assign(self.gathered)
         for layer in self.layers:
-            layer.self_attention.select(rows)
+            if in_order_before and self.gathered is None:
+                layer.self_attention.select_within(rows, sentences, kept)
+            else:
+                layer.self_attention.select(rows)
         self.norms.select(rows)
         self.sentence = after
         return kept

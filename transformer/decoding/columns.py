@@ -1,0 +1,201 @@
+"""Keys and values of the target's columns so far, between steps of decoding.
+
+R rows (hypotheses), B sentences, W rows of a sentence, H heads, K head width, L columns that a row has had, C
+columns of a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..modules.attention import KeysValues
+
+BLOCK = 8  # columns that a buffer grows by
+
+
+def whole_blocks(x: Tensor) -> Tensor:
+    """Keys or values (B, H, S, K) with columns of zeros, on a CPU, up to a whole block."""
+    missing = -x.shape[2] % BLOCK if x.device.type == "cpu" else 0
+    return F.pad(x, (0, 0, 0, missing)).contiguous()
+
+
+class SelfAttentionCache:
+    """Keys and values of all columns so far, in two buffers (R, H, C, K) that grow by some columns at a time.
+
+    A step writes its column and copies nothing else; growing copies an eighth of what attention reads
+    anyway. Reordering copies rows into spare buffers of the same shape, and the two change places. Where all
+    sentences have equally many rows, more than one, on a CPU, those of each share columns (`SharedColumns`).
+    On a CPU one column gets the whole buffers, with `held` to tell the columns from those to come, which are
+    0: products of whole blocks take half the time of others.
+    With a `window` N the buffers end at N columns and become rings: column t is at t mod N, in the place of
+    one that nobody sees any more. `length` counts all columns of a row, also those forgotten.
+    """
+
+    def __init__(self, window: int | None = None) -> None:
+        self.length, self.window = 0, window
+        self.held: Tensor | None = None
+        self._buffers: list[Tensor] = []
+        self._spares: list[Tensor] = []
+        self._shared: SharedColumns | None = None
+
+    def extend(self, project: Callable[[], KeysValues]) -> KeysValues:
+        """Append the projected columns (R, H, n, K) and return all: keys and values (R, H, L + n, K) or more.
+
+        `held` (1, 1, 1, C) is True for those of the C returned that hold one; None where all do. Of shared
+        columns keys and values are (B, H, C, K), and `held` (B, 1, W, C) is True for a row's own.
+        Beyond the window one column gets the N of the ring, in any order; several get those held before, in
+        order, and themselves.
+        """
+        new = project()
+        if self._shared is not None:
+            if new[0].shape[2] == 1:
+                self.length += 1
+                self.held, shared = self._shared.append(new)
+                return shared
+            self._part(torch.arange(len(new[0])))
+        start, self.length, self.held = self.length, self.length + new[0].shape[2], None
+        if self.window is not None and self.length > self.window:
+            self._make_room(new[0], self.window, start)
+            keys, values = (_slide(ring, each, start) for ring, each in zip(self._buffers, new, strict=True))
+            return keys, values
+        self._make_room(new[0], self.length, start)
+        for buffer, each in zip(self._buffers, new, strict=True):
+            buffer[:, :, start : self.length] = each
+        if new[0].shape[2] == 1 and new[0].device.type == "cpu":
+            capacity = self._buffers[0].shape[2]
+            if self.length < capacity:
+                self.held = (torch.arange(capacity) < self.length)[None, None, None]
+            return self._buffers[0], self._buffers[1]
+        keys, values = (buffer[:, :, : self.length] for buffer in self._buffers)
+        return keys, values
+
+    def select(self, rows: Tensor) -> None:
+        """Row i becomes what row `rows[i]` was."""
+        if self._shared is not None:
+            self._part(rows)
+            return
+        if not self._buffers:
+            return
+        buffers = self._buffers
+        if not self._spares or len(self._spares[0]) < len(rows):
+            self._spares = [buffer.new_empty(len(rows), *buffer.shape[1:]) for buffer in buffers]
+        self._buffers = [
+            torch.index_select(buffer, 0, rows, out=spare[: len(rows)])
+            for buffer, spare in zip(buffers, self._spares, strict=True)
+        ]
+        self._spares = buffers
+
+    def select_within(self, rows: Tensor, before: int, kept: Tensor | None) -> None:
+        """`select` where sentences have equally many rows each, in order, before and after.
+
+        There were `before` sentences, of which those in `kept` stay; None: all.
+        """
+        after = before if kept is None else len(kept)
+        alone = len(rows) <= after or not self._buffers or len(self._buffers[0]) != before
+        if self._shared is None and (alone or self.window is not None or rows.device.type != "cpu"):
+            self.select(rows)
+            return
+        if self._shared is None:
+            self._shared = SharedColumns(self._buffers, self.length)
+            self._buffers, self._spares = [], []
+        self._shared.select(rows, kept)
+
+    def _part(self, rows: Tensor) -> None:
+        """From shared columns to those of each row; row i gets those of row `rows[i]`."""
+        assert self._shared is not None
+        self._buffers, self._shared = self._shared.of_rows(rows), None
+
+    def _make_room(self, like: Tensor, columns: int, held: int) -> None:
+        """Larger buffers when they hold fewer than `columns` columns."""
+        if not self._buffers or self._buffers[0].shape[2] < columns:
+            rows, heads, _, width = like.shape
+            capacity = columns + -columns % BLOCK
+            capacity = capacity if self.window is None else min(capacity, self.window)
+            larger = [like.new_empty(rows, heads, capacity, width) for _ in range(2)]
+            for new in larger:
+                new[:, :, held:] = 0
+            for new, old in zip(larger, self._buffers, strict=False):
+                new[:, :, :held] = old[:, :, :held]
+            self._buffers, self._spares = larger, []
+        assert len(self._buffers[0]) == len(like), "rows of the cache and of the step differ"
+
+
+def _slide(ring: Tensor, new: Tensor, start: int) -> Tensor:
+    """Write columns start, start + 1, ... (R, H, n, K) over the oldest of the ring (R, H, N, K)."""
+    window, count = ring.shape[2], new.shape[2]
+    if count == 1:
+        ring[:, :, start % window] = new[:, :, 0]
+        return ring
+    columns = torch.arange(max(start - window, 0), start + count, device=new.device) % window
+    seen = torch.cat((ring.index_select(2, columns[:-count]), new), 2)
+    ring[:, :, columns[-window:]] = seen[:, :, -window:]
+    return seen
+
+
+class SharedColumns:
+    """Keys and values (B, H, C, K) of columns that the rows of a sentence share: each row is a path through.
+
+    A step appends W columns, one of each row, and `seen` (B, W, C) tells which are a row's own past, in
+    order. So rows change places, multiply and leave without a key being copied. When the buffers grow,
+    columns that no row sees any more are left out: soon rows agree on all but their last columns.
+    """
+
+    def __init__(self, buffers: list[Tensor], held: int) -> None:
+        """Of sentences with one row each, whose first `held` columns are taken; the others are 0."""
+        self.buffers, self.used = buffers, held
+        sentences, _, capacity, _ = buffers[0].shape
+        self.seen = (torch.arange(capacity) < held).repeat(sentences, 1, 1)
+
+    def append(self, new: KeysValues) -> tuple[Tensor, KeysValues]:
+        """Append a column of each row (R, H, 1, K). Which ones a row sees (B, 1, W, C'), and all."""
+        width = self.seen.shape[1]
+        if self.used + width > self.seen.shape[2]:
+            self._grow()
+        start, self.used = self.used, self.used + width
+        for buffer, each in zip(self.buffers, new, strict=True):
+            buffer[:, :, start : self.used] = each.view(-1, width, *each.shape[1::2]).transpose(1, 2)
+        self.seen[:, :, start : self.used].diagonal(dim1=1, dim2=2).fill_(True)
+        end = self.used + -self.used % BLOCK
+        keys, values = (buffer[:, :, :end] for buffer in self.buffers)
+        return self.seen[:, None, :, :end], (keys, values)
+
+    def select(self, rows: Tensor, kept: Tensor | None) -> None:
+        """Row i becomes what row `rows[i]` was, of the same sentence; only sentences in `kept` stay."""
+        if kept is not None:
+            self.buffers = [buffer.index_select(0, kept) for buffer in self.buffers]
+        seen, sentences = self.seen.flatten(0, 1).index_select(0, rows), len(self.buffers[0])
+        self.seen = seen.view(sentences, len(rows) // max(sentences, 1), seen.shape[1])
+
+    def of_rows(self, rows: Tensor) -> list[Tensor]:
+        """Keys and values (R', H, L or more, K) of the columns that each of these rows sees, in order."""
+        sentence, seen = rows // self.seen.shape[1], self.seen.flatten(0, 1).index_select(0, rows)
+        columns = _first(seen, int(self.seen[0, 0].sum()))
+        return [
+            whole_blocks(buffer[sentence[:, None], :, columns].transpose(1, 2)) for buffer in self.buffers
+        ]
+
+    def _grow(self) -> None:
+        """Room for some steps more, after the columns that are still seen."""
+        seen_by_any = self.seen.any(1)
+        self.used = int(seen_by_any.sum(1).max())
+        columns = _first(seen_by_any, self.used)[:, None]  # (B, 1, C')
+        sentences, heads, capacity, width = self.buffers[0].shape
+        room = self.used + BLOCK * self.seen.shape[1]
+        room += -room % BLOCK
+        places = torch.arange(sentences * heads).view(sentences, heads, 1) * capacity + columns
+        for i, buffer in enumerate(self.buffers):
+            self.buffers[i] = larger = buffer.new_empty(sentences, heads, room, width)
+            taken = buffer.view(-1, width).index_select(0, places.flatten())
+            larger[:, :, : self.used] = taken.view(*places.shape, width)
+            larger[:, :, self.used :] = 0
+        seen = self.seen.gather(2, columns.expand(-1, self.seen.shape[1], -1))
+        self.seen = F.pad(seen, (0, room - self.used))
+
+
+def _first(chosen: Tensor, count: int) -> Tensor:
+    """`count` columns of each row of booleans: those chosen, then others, each kind in order."""
+    return (~chosen).byte().argsort(dim=-1, stable=True)[..., :count]
