@@ -2,11 +2,7 @@
 
     python benchmarks/training_parts.py --shape small --updates 10
 
-Every operator that torch executes is timed where it is dispatched, its multiplications and its bytes are
-counted, and both are held against the rates of large products and of a copy that the same process measures.
-`least` is what a part takes at these rates; its sum is the least that these operators can take together, one
-after another, whatever kernels execute them: only fewer operators, fused ones, would take less. `interpreter`
-is what the operators leave of an update without the timing: Python, autograd and torch's dispatch.
+`parts.py` says what the columns are.
 """
 
 from __future__ import annotations
@@ -16,24 +12,20 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.levers import SHAPES, VOCABULARY, trainer_of
+from benchmarks.parts import HEADER, Counted, Part, Rates, factors, is_product, rows_of, transposed
 from transformer.analysis.finding import table
-from transformer.speed.ceilings import fastest, measure_ceilings, name_of
+from transformer.speed.ceilings import name_of
 from transformer.training.memory import keep_freed_memory
 from transformer.training.trainer import Trainer
 
@@ -51,62 +43,13 @@ PARTS = {
 LOSS, DROPOUT, OTHER = "loss beside its products", "dropout's masks", "other"
 PRODUCTS = ("products, forward", "products, inputs' gradients", "products, weights' gradients")
 OF_LOSS, OF_ATTENTION = "products of the loss", "products of attention"
-_WRITTEN_ONLY = ("copy_", "random_", "fill_", "zero_")
-_COPIED = 1 << 23  # bytes: about as large as an activation
 
 
-@dataclass
-class Part:
-    """Totals: seconds, multiplications and additions of products, bytes read and written."""
-
-    seconds: float = 0.0
-    operations: float = 0.0
-    bytes: float = 0.0
-
-
-class Counted(TorchDispatchMode):
-    """Times and counts what is dispatched in this context, by part."""
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()
-        self.vocabulary = vocabulary
-        self.parts: defaultdict[str, Part] = defaultdict(Part)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = kwargs or {}
-        began = time.perf_counter()
-        made = func(*args, **given)
-        took = time.perf_counter() - began
-        name = func._schema.name.split("::")[1]
-        if not func.is_view and not name.startswith(("empty", "new_empty", "resize", "detach")):
-            arguments = list(tensors((args, given)))
-            part = self.parts[part_of(name, arguments, self.vocabulary)]
-            part.seconds += took
-            part.bytes += moved(name, arguments, list(tensors(made)))
-            part.operations += operations(name, arguments)
-        return made
-
-
-def tensors(found: Any) -> Iterator[Tensor]:
-    """All in nested arguments or results."""
-    if isinstance(found, Tensor):
-        yield found
-    elif isinstance(found, list | tuple | dict):
-        for each in found.values() if isinstance(found, dict) else found:
-            yield from tensors(each)
-
-
-def is_product(name: str) -> bool:
-    return name in ("mm", "bmm", "addmm", "_linear_pointwise")
-
-
-def part_of(name: str, arguments: list[Tensor], vocabulary: int) -> str:
+def part_of(vocabulary: int, name: str, arguments: list[Tensor]) -> str:
     """Which part an operator belongs to; products by the order in which their factors lie in memory."""
     if is_product(name):
         one, other = factors(name, arguments)
-        if one.dim() == 3:
+        if other.dim() > 2:
             return OF_ATTENTION
         if vocabulary in (*one.shape, *other.shape):
             return OF_LOSS
@@ -118,43 +61,6 @@ def part_of(name: str, arguments: list[Tensor], vocabulary: int) -> str:
     return next((part for part, words in PARTS.items() if any(word in name for word in words)), OTHER)
 
 
-def factors(name: str, arguments: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """A and B of A B."""
-    if name == "addmm":
-        return arguments[1], arguments[2]
-    one, other = arguments[:2]
-    return one, other.mT if name == "_linear_pointwise" else other
-
-
-def transposed(matrix: Tensor) -> bool:
-    return matrix.stride(0) == 1 and matrix.stride(1) != 1
-
-
-def operations(name: str, arguments: list[Tensor]) -> float:
-    if not is_product(name):
-        return 0.0
-    one, other = factors(name, arguments)
-    return 2.0 * one.numel() * other.shape[-1]
-
-
-def moved(name: str, arguments: list[Tensor], made: list[Tensor]) -> float:
-    """Bytes: each argument is read once and each result written once; a tensor changed in place is both."""
-    results = {id(t) for t in made}
-    given = {id(t): t for t in arguments}
-    read = [t for key, t in given.items() if key not in results or changes(name)]
-    return float(sum(map(extent, read)) + sum(map(extent, made)))
-
-
-def changes(name: str) -> bool:
-    return name.endswith("_") and not name.endswith(_WRITTEN_ONLY)
-
-
-def extent(tensor: Tensor) -> int:
-    """Bytes of its different elements."""
-    sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
-    return int(torch.Size(sizes).numel() * tensor.element_size())
-
-
 def measure(trainer: Trainer, updates: int) -> tuple[float, dict[str, Part], float]:
     """Seconds of an update, what one consists of, and its target tokens."""
     trainer.model.train()
@@ -162,37 +68,15 @@ def measure(trainer: Trainer, updates: int) -> tuple[float, dict[str, Part], flo
     for batch in batches:  # kernels of all sizes are made
         trainer.step([batch])
     took = []
-    counted = Counted(trainer.model.target_vocab)
+    counted = Counted(partial(part_of, trainer.model.target_vocab))
     for batch in batches:
         began = time.perf_counter()
         trainer.step([batch])
         took.append(time.perf_counter() - began)
         with counted:
             trainer.step([batch])
-    parts = {
-        name: Part(part.seconds / updates, part.operations / updates, part.bytes / updates)
-        for name, part in counted.parts.items()
-    }
+    parts = {name: part / updates for name, part in counted.parts.items()}
     return statistics.mean(took), parts, sum(batch.target_tokens for batch in batches) / updates
-
-
-def rows_of(
-    whole: float, parts: dict[str, Part], rate: float, copying: float
-) -> tuple[list[list[str]], float]:
-    """Of the table, and the seconds that the operators take at the rates of the machine."""
-    rows, least = [], 0.0
-    for name, part in sorted(parts.items(), key=lambda each: -each[1].seconds):
-        bound = max(part.operations / rate, part.bytes / copying)
-        least += bound
-        reached = f"{part.operations / part.seconds / 1e9:,.0f} GFLOP/s" if part.operations else ""
-        reached = reached or f"{part.bytes / part.seconds / 1e9:.1f} GB/s"
-        rows.append(
-            [name, f"{part.seconds * 1e3:.0f}", f"{part.seconds / whole:.0%}", reached, f"{bound * 1e3:.0f}"]
-        )
-    rest = max(whole - sum(part.seconds for part in parts.values()), 0.0)
-    rows.append(["interpreter", f"{rest * 1e3:.0f}", f"{rest / whole:.0%}", "", ""])
-    rows.append(["an update", f"{whole * 1e3:.0f}", "", "", f"{least * 1e3:.0f}"])
-    return rows, least
 
 
 def main() -> int:
@@ -211,16 +95,12 @@ def main() -> int:
         trainer = trainer_of(
             arguments.shape, Path(folder), arguments.config, arguments.threads, arguments.precision
         )
-        cpu, dtype = torch.device("cpu"), trainer.passes.dtype
-        products = measure_ceilings(cpu, [dtype]).products[name_of(dtype)]
-        there, here = torch.zeros(2, _COPIED, dtype=torch.uint8).unbind()
-        copying = 2 * _COPIED / fastest(partial(there.copy_, here), cpu, 0.4)
+        rates = Rates.of(trainer.passes.dtype)
         whole, parts, tokens = measure(trainer, arguments.updates)
-    rows, least = rows_of(whole, parts, products, copying)
-    print(table(["", "ms", "share", "reached", "least, ms"], rows))
+    rows, least = rows_of(whole, parts, rates, "an update")
+    print(table(HEADER, rows))
     print()
-    rates = f"{products / 1e9:,.0f} GFLOP/s; a copy of 8 MiB: {copying / 1e9:.1f} GB/s"
-    print(f"products in {name_of(dtype)}: {rates}")
+    print(f"products in {name_of(trainer.passes.dtype)}: {rates}")
     print(f"target tokens/s: {tokens / whole:,.0f}; at these rates the same operators: {tokens / least:,.0f}")
     return 0
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from benchmarks.training_parts import (
-    DROPOUT,
-    LOSS,
-    OF_ATTENTION,
-    OF_LOSS,
-    PRODUCTS,
-    Counted,
-    rows_of,
-)
+from benchmarks.parts import Counted, Rates, rows_of
+from benchmarks.training_parts import DROPOUT, LOSS, OF_ATTENTION, OF_LOSS, PRODUCTS, part_of
 from transformer.modules.dropout import Dropout
 from transformer.modules.products import Linear
 from transformer.training.loss import sequence_loss
@@ -22,7 +17,7 @@ ROWS, D, V = 48, 8, 40
 
 
 def counted() -> Counted:
-    return Counted(V)
+    return Counted(partial(part_of, V))
 
 
 def test_products_are_told_apart_and_their_operations_counted() -> None:
@@ -61,6 +56,10 @@ def test_masks_of_dropout_are_found() -> None:
         (lambda a, b: a.zero_(), 1),
         (lambda a, b: a.add_(b[:1].expand_as(b)), 2 + 1 / ROWS),
         (lambda a, b: a.view(-1), 0),
+        (lambda a, b: torch.ops.aten._unsafe_view(a, [-1]), 0),
+        (lambda a, b: a.to(torch.float32), 0),
+        (lambda a, b: a.to(torch.float64), 3),
+        (lambda a, b: torch.add(a, b, out=a), 2),
     ],
 )
 def test_bytes_are_those_read_and_written(work: object, moved: float) -> None:
@@ -76,8 +75,8 @@ def test_the_least_time_is_of_the_slower_of_products_and_memory() -> None:
         linear(x)
     (part,) = seen.parts.values()
     whole = 2 * part.seconds
-    assert rows_of(whole, seen.parts, 1.0, 1e30)[1] == part.operations
-    rows, least = rows_of(whole, seen.parts, 1e30, 1.0)
+    assert rows_of(whole, seen.parts, Rates(1.0, 1e30), "an update")[1] == part.operations
+    rows, least = rows_of(whole, seen.parts, Rates(1e30, 1.0), "an update")
     assert least == part.bytes
     assert [row[0] for row in rows][1:] == ["interpreter", "an update"]
     assert rows[1][2] == "50%"

@@ -173,12 +173,8 @@ def test_an_input_that_was_not_to_be_waited_for_is() -> None:
     """Python would take a moment without data for its end."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    code = (
-        "import sys; from transformer.cli.command import command\n"
-        "def run(argv):\n    print('ready', flush=True)\n    print(list(sys.stdin.buffer))\n    return 0\n"
-        "sys.exit(command(run)([]))"
-    )
-    with start(code, stdin=reading, stdout=subprocess.PIPE) as process:
+    body = "print('ready', flush=True); print(list(sys.stdin.buffer))"
+    with started(body, stdin=reading, stdout=subprocess.PIPE) as process:
         os.close(reading)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
@@ -194,12 +190,8 @@ def test_an_input_that_was_not_to_be_waited_for_is() -> None:
 def test_an_output_whose_reader_is_slower_loses_nothing() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    code = (
-        "import sys; from transformer.cli.command import command\n"
-        "def run(argv):\n    for i in range(60_000): print('line', i)\n    return 0\n"
-        "sys.exit(command(run)([]))"
-    )
-    with start(code, stdout=writing) as process, open(reading, "rb") as stream:
+    body = "for i in range(60_000): print('line', i)"
+    with started(body, stdout=writing) as process, open(reading, "rb") as stream:
         os.close(writing)
         assert stream.readline() == b"line 0\n"
         time.sleep(0.5)  # until the pipe is full
@@ -207,5 +199,11 @@ def test_an_output_whose_reader_is_slower_loses_nothing() -> None:
         assert process.wait(timeout=60) == 0
 
 
-def start(code: str, stdin: int | None = None, stdout: int | None = None) -> subprocess.Popen[bytes]:
+def started(body: str, stdin: int | None = None, stdout: int | None = None) -> subprocess.Popen[bytes]:
+    """A program of the toolkit that runs one line."""
+    code = (
+        "import sys; from transformer.cli.command import command\n"
+        f"def run(argv):\n    {body}\n    return 0\n"
+        "sys.exit(command(run)([]))"
+    )
     return subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, stdin=stdin, stdout=stdout)

@@ -1,0 +1,172 @@
+"""Where the time of torch's operators goes on a CPU, and how far each part is from what the machine can do.
+
+Every operator that torch executes is timed where it is dispatched, its multiplications and its bytes are
+counted, and both are held against the rates of large products and of a copy that the same process measures.
+`least` is what a part takes at these rates; its sum is the least that these operators can take together, one
+after another, whatever kernels execute them: only fewer operators, fused ones, would take less. `interpreter`
+is what the operators leave of the whole without the timing: Python, autograd and torch's dispatch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from transformer.speed.ceilings import fastest, measure_ceilings, name_of
+
+_WRITTEN_ONLY = ("copy_", "random_", "fill_", "zero_")
+_COPIED = 1 << 23  # bytes: about as large as an activation
+_PRODUCTS = (
+    *("mm", "bmm", "addmm", "baddbmm", "_int_mm", "matmul"),
+    *("linear", "_linear_pointwise", "qlinear_pointwise"),
+)
+
+
+@dataclass
+class Part:
+    """Totals: seconds, multiplications and additions of products, bytes read and written."""
+
+    seconds: float = 0.0
+    operations: float = 0.0
+    bytes: float = 0.0
+
+    def __truediv__(self, times: int) -> Part:
+        """Of one time."""
+        return Part(self.seconds / times, self.operations / times, self.bytes / times)
+
+
+class Counted(TorchDispatchMode):
+    """Times and counts what is dispatched in this context, by part."""
+
+    def __init__(self, part_of: Callable[[str, list[Tensor]], str]) -> None:
+        """`part_of`: of an operator's name and its tensors, the name of its part."""
+        super().__init__()
+        self.part_of = part_of
+        self.parts: defaultdict[str, Part] = defaultdict(Part)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        began = time.perf_counter()
+        made = func(*args, **given)
+        took = time.perf_counter() - began
+        name = func._schema.name.split("::")[1]
+        arguments = list(tensors((args, given)))
+        computes = func._schema.is_mutable or not views(arguments, list(tensors(made)))
+        if computes and not name.startswith(("empty", "new_empty", "resize")):
+            part = self.parts[self.part_of(name, arguments)]
+            part.seconds += took
+            part.bytes += moved(name, arguments, list(tensors(made)))
+            part.operations += operations(name, arguments, made)
+        return made
+
+
+def tensors(found: Any) -> Iterator[Tensor]:
+    """All in nested arguments or results."""
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, list | tuple | dict):
+        for each in found.values() if isinstance(found, dict) else found:
+            yield from tensors(each)
+
+
+def views(arguments: list[Tensor], made: list[Tensor]) -> bool:
+    """Do all results, of which there are some, lie in an argument's memory?"""
+    memory = {each.untyped_storage().data_ptr() for each in arguments if each.layout == torch.strided}
+    return bool(made) and all(each.untyped_storage().data_ptr() in memory for each in made)
+
+
+def is_product(name: str) -> bool:
+    return name in _PRODUCTS
+
+
+def factors(name: str, arguments: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """A and B of A B."""
+    if name in ("addmm", "baddbmm"):
+        return arguments[1], arguments[2]
+    one, other = arguments[:2]
+    return one, other.mT if name in ("linear", "_linear_pointwise") else other
+
+
+def transposed(matrix: Tensor) -> bool:
+    return matrix.stride(0) == 1 and matrix.stride(1) != 1
+
+
+def operations(name: str, arguments: list[Tensor], made: Any) -> float:
+    """Two for each element of the first factor and each column of the product."""
+    return 2.0 * factors(name, arguments)[0].numel() * made.shape[-1] if is_product(name) else 0.0
+
+
+def moved(name: str, arguments: list[Tensor], made: list[Tensor]) -> float:
+    """Bytes: each argument is read once and each result written once; a tensor changed in place is both."""
+    results = {id(t) for t in made}
+    given = {id(t): t for t in arguments}
+    read = [t for key, t in given.items() if key not in results or changes(name)]
+    return float(sum(map(extent, read)) + sum(map(extent, made)))
+
+
+def changes(name: str) -> bool:
+    return name.endswith("_") and not name.endswith(_WRITTEN_ONLY)
+
+
+def extent(tensor: Tensor) -> int:
+    """Bytes of its different elements."""
+    if tensor.layout != torch.strided:  # ordered for a kernel
+        return tensor.numel() * tensor.element_size()
+    sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return int(torch.Size(sizes).numel() * tensor.element_size())
+
+
+class Rates(NamedTuple):
+    """Operations/s of large products, and bytes/s of a copy, read and written together."""
+
+    products: float
+    copying: float
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> Rates:
+        """Of this machine's CPU, as this process reaches them with its threads."""
+        cpu = torch.device("cpu")
+        there, here = torch.zeros(2, _COPIED, dtype=torch.uint8).unbind()
+        copying = 2 * _COPIED / fastest(partial(there.copy_, here), cpu, 0.4)
+        return cls(measure_ceilings(cpu, [dtype]).products[name_of(dtype)], copying)
+
+    def least(self, part: Part) -> float:
+        """Seconds that a part takes at these rates."""
+        return max(part.operations / self.products, part.bytes / self.copying)
+
+    def __str__(self) -> str:
+        return f"{self.products / 1e9:,.0f} GFLOP/s; a copy of 8 MiB: {self.copying / 1e9:.1f} GB/s"
+
+
+HEADER = ("", "ms", "share", "reached", "least, ms")
+
+
+def rows_of(
+    whole: float, parts: Mapping[str, Part], rates: Rates, name: str
+) -> tuple[list[list[str]], float]:
+    """Of the table, the last one of the whole; and the seconds that its operators take at these rates."""
+    rows = []
+    for each, part in sorted(parts.items(), key=lambda item: -item[1].seconds):
+        reached = f"{part.operations / part.seconds / 1e9:,.0f} GFLOP/s" if part.operations else ""
+        reached = reached or f"{part.bytes / part.seconds / 1e9:.1f} GB/s"
+        rows.append([each, *shown(part.seconds, whole), reached, f"{rates.least(part) * 1e3:.0f}"])
+    least = sum(map(rates.least, parts.values()))
+    rest = max(whole - sum(part.seconds for part in parts.values()), 0.0)
+    rows.append(["interpreter", *shown(rest, whole), "", ""])
+    rows.append([name, f"{whole * 1e3:.0f}", "", "", f"{least * 1e3:.0f}"])
+    return rows, least
+
+
+def shown(seconds: float, whole: float) -> tuple[str, str]:
+    """Milliseconds and share."""
+    return f"{seconds * 1e3:.0f}", f"{seconds / whole:.0%}"
