@@ -1,10 +1,12 @@
 """Where the time of torch's operators goes on a CPU, and how far each part is from what the machine can do.
 
-Every operator that torch executes is timed where it is dispatched, its multiplications and its bytes are
-counted, and both are held against the rates of large products and of a copy that the same process measures.
-`least` is what a part takes at these rates; its sum is the least that these operators can take together, one
-after another, whatever kernels execute them: only fewer operators, fused ones, would take less. `interpreter`
-is what the operators leave of the whole without the timing: Python, autograd and torch's dispatch.
+Every operator that torch executes is timed where it is dispatched, and its multiplications and its bytes
+are counted. `alone` is the fastest of a few calls of the same operator on the same data, one right after
+the other: torch's kernel with its data in the cache. Its sum is what the program would take if every kernel
+always ran so and nothing were between them. `least` is what a part takes at the rates of large products and
+of a copy, which the same process measures; its sum is what these operators can take together whatever
+kernels execute them: only fewer operators, fused ones, would take less. `interpreter` is what the operators
+leave of the whole without the timing: Python, autograd and torch's dispatch.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformer.speed.ceilings import fastest, measure_ceilings, name_of
 
 _WRITTEN_ONLY = ("copy_", "random_", "fill_", "zero_")
+_CALLS = 5
 _COPIED = 1 << 23  # bytes: about as large as an activation
 _PRODUCTS = (
     *("mm", "bmm", "addmm", "baddbmm", "_int_mm", "matmul"),
@@ -32,15 +35,16 @@ _PRODUCTS = (
 
 @dataclass
 class Part:
-    """Totals: seconds, multiplications and additions of products, bytes read and written."""
+    """Totals: seconds, operations of products, bytes read and written, seconds of the operators alone."""
 
     seconds: float = 0.0
     operations: float = 0.0
     bytes: float = 0.0
+    alone: float = 0.0
 
     def __truediv__(self, times: int) -> Part:
         """Of one time."""
-        return Part(self.seconds / times, self.operations / times, self.bytes / times)
+        return Part(*(total / times for total in astuple(self)))
 
 
 class Counted(TorchDispatchMode):
@@ -51,6 +55,7 @@ class Counted(TorchDispatchMode):
         super().__init__()
         self.part_of = part_of
         self.parts: defaultdict[str, Part] = defaultdict(Part)
+        self._alone: dict[object, float] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -67,7 +72,41 @@ class Counted(TorchDispatchMode):
             part.seconds += took
             part.bytes += moved(name, arguments, list(tensors(made)))
             part.operations += operations(name, arguments, made)
+            key = func, *(described(each) for each in (args, *given.items()))
+            if key not in self._alone:
+                self._alone[key] = alone(func, args, given)
+            part.alone += min(self._alone[key], took)
         return made
+
+
+def alone(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> float:
+    """Seconds of the fastest of a few calls; of copies, where the operator changes what it is given."""
+    if func._schema.is_mutable:
+        args, given = copied(args), copied(given)
+    took = []
+    for _ in range(_CALLS):
+        began = time.perf_counter()
+        func(*args, **given)
+        took.append(time.perf_counter() - began)
+    return min(took)
+
+
+def copied(found: Any) -> Any:
+    """Nested arguments with a tensor of its own for each."""
+    if isinstance(found, Tensor):
+        return found.clone() if found.layout == torch.strided else found
+    if isinstance(found, dict):
+        return {name: copied(each) for name, each in found.items()}
+    return type(found)(map(copied, found)) if isinstance(found, list | tuple) else found
+
+
+def described(found: Any) -> object:
+    """What the time of an operator depends on, of an argument: a tensor's form, not its numbers."""
+    if isinstance(found, Tensor):
+        return found.shape, found.dtype, found.stride() if found.layout == torch.strided else found.layout
+    if isinstance(found, list | tuple):
+        return tuple(map(described, found))
+    return str(found)
 
 
 def tensors(found: Any) -> Iterator[Tensor]:
@@ -148,23 +187,26 @@ class Rates(NamedTuple):
         return f"{self.products / 1e9:,.0f} GFLOP/s; a copy of 8 MiB: {self.copying / 1e9:.1f} GB/s"
 
 
-HEADER = ("", "ms", "share", "reached", "least, ms")
+HEADER = ("", "ms", "share", "reached", "alone, ms", "least, ms")
 
 
-def rows_of(
-    whole: float, parts: Mapping[str, Part], rates: Rates, name: str
-) -> tuple[list[list[str]], float]:
-    """Of the table, the last one of the whole; and the seconds that its operators take at these rates."""
+def rows_of(whole: float, parts: Mapping[str, Part], rates: Rates, name: str) -> list[list[str]]:
+    """Of the table; the last one is of the whole, `name`."""
     rows = []
     for each, part in sorted(parts.items(), key=lambda item: -item[1].seconds):
         reached = f"{part.operations / part.seconds / 1e9:,.0f} GFLOP/s" if part.operations else ""
         reached = reached or f"{part.bytes / part.seconds / 1e9:.1f} GB/s"
-        rows.append([each, *shown(part.seconds, whole), reached, f"{rates.least(part) * 1e3:.0f}"])
-    least = sum(map(rates.least, parts.values()))
+        bounds = (f"{bound * 1e3:.0f}" for bound in (part.alone, rates.least(part)))
+        rows.append([each, *shown(part.seconds, whole), reached, *bounds])
     rest = max(whole - sum(part.seconds for part in parts.values()), 0.0)
-    rows.append(["interpreter", *shown(rest, whole), "", ""])
-    rows.append([name, f"{whole * 1e3:.0f}", "", "", f"{least * 1e3:.0f}"])
-    return rows, least
+    rows.append(["interpreter", *shown(rest, whole), "", "", ""])
+    rows.append([name, f"{whole * 1e3:.0f}", "", "", *(f"{x * 1e3:.0f}" for x in bounds_of(parts, rates))])
+    return rows
+
+
+def bounds_of(parts: Mapping[str, Part], rates: Rates) -> tuple[float, float]:
+    """Seconds of all operators: each alone, and at these rates."""
+    return sum(part.alone for part in parts.values()), sum(map(rates.least, parts.values()))
 
 
 def shown(seconds: float, whole: float) -> tuple[str, str]:

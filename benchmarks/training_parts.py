@@ -23,7 +23,7 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.levers import SHAPES, VOCABULARY, trainer_of
-from benchmarks.parts import HEADER, Counted, Part, Rates, factors, is_product, rows_of, transposed
+from benchmarks.parts import HEADER, Counted, Part, Rates, bounds_of, factors, is_product, rows_of, transposed
 from transformer.analysis.finding import table
 from transformer.speed.ceilings import name_of
 from transformer.training.memory import keep_freed_memory
@@ -97,11 +97,11 @@ def main() -> int:
         )
         rates = Rates.of(trainer.passes.dtype)
         whole, parts, tokens = measure(trainer, arguments.updates)
-    rows, least = rows_of(whole, parts, rates, "an update")
-    print(table(HEADER, rows))
+    print(table(HEADER, rows_of(whole, parts, rates, "an update")))
     print()
     print(f"products in {name_of(trainer.passes.dtype)}: {rates}")
-    print(f"target tokens/s: {tokens / whole:,.0f}; at these rates the same operators: {tokens / least:,.0f}")
+    speeds = (tokens / seconds for seconds in (whole, *bounds_of(parts, rates)))
+    print("target tokens/s: {:,.0f}; the operators alone: {:,.0f}; at these rates: {:,.0f}".format(*speeds))
     return 0
 
 

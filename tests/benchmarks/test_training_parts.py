@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.parts import Counted, Rates, rows_of
+from benchmarks.parts import Counted, Rates, bounds_of, rows_of
 from benchmarks.training_parts import DROPOUT, LOSS, OF_ATTENTION, OF_LOSS, PRODUCTS, part_of
 from transformer.modules.dropout import Dropout
 from transformer.modules.products import Linear
@@ -75,8 +75,21 @@ def test_the_least_time_is_of_the_slower_of_products_and_memory() -> None:
         linear(x)
     (part,) = seen.parts.values()
     whole = 2 * part.seconds
-    assert rows_of(whole, seen.parts, Rates(1.0, 1e30), "an update")[1] == part.operations
-    rows, least = rows_of(whole, seen.parts, Rates(1e30, 1.0), "an update")
-    assert least == part.bytes
+    assert bounds_of(seen.parts, Rates(1.0, 1e30))[1] == part.operations
+    assert bounds_of(seen.parts, Rates(1e30, 1.0)) == (part.alone, part.bytes)
+    rows = rows_of(whole, seen.parts, Rates(1e30, 1.0), "an update")
     assert [row[0] for row in rows][1:] == ["interpreter", "an update"]
     assert rows[1][2] == "50%"
+
+
+def test_an_operator_is_repeated_alone_and_changes_nothing_by_it() -> None:
+    """The same one as often as it was called, though it is repeated once only."""
+    one, calls = torch.ones(ROWS, D), []
+    with counted() as seen:
+        for _ in range(3):
+            one.add_(1.0)
+        calls = list(seen._alone)
+    assert len(calls) == 1
+    assert torch.equal(one, torch.full((ROWS, D), 4.0))
+    (part,) = seen.parts.values()
+    assert 0 < part.alone <= min(part.seconds, 3 * max(seen._alone.values()))
