@@ -1,4 +1,4 @@
-"""Consoles that go away, disks that fill up, streams that the shell has closed, and signals."""
+"""Consoles that go away, disks that fill up, and streams that the shell has closed or does not wait for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +18,6 @@ from transformer.__main__ import main as toolkit
 from transformer.cli.command import command
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
-from transformer.training.trainer import Trainer
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 Capture = pytest.CaptureFixture[str]
@@ -102,29 +100,6 @@ def test_closed_streams_are_errors_only_where_they_are_used(
         assert translate([str(run)]) == 1
         assert "stdin is closed" in capsys.readouterr().err
         sys.stdin.close()
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends signals")
-def test_sigterm_while_data_is_prepared_is_an_interruption(
-    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("transformer.cli.train.prepare", lambda *_: signal.raise_signal(signal.SIGTERM))
-    assert train([config, "--run-dir", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr().err.endswith("interrupted\n")
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends signals")
-def test_sigterm_at_the_end_stops_at_once_and_the_run_can_end_again(
-    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_finish", lambda _: signal.raise_signal(signal.SIGTERM))
-        assert train([config, "--run-dir", str(run)]) == 130
-    assert train(["--resume", str(run)]) == 0
-    assert json.loads((run / "result.json").read_text())["status"] == "completed"
 
 
 def test_output_named_gz_is_compressed(run: Path, folder: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ Main: TypeAlias = Callable[..., int]
 INTERRUPTED = 130
 EXIT_CODES = """\
 exit codes: 0 done; 1 a data file, checkpoint or run directory cannot be used, or memory does not suffice;
-2 the configuration or the command line is wrong; 3 the run diverged; 130 interrupted by Ctrl-C or SIGTERM,
-with what was done saved"""
+2 the configuration or the command line is wrong; 3 the run diverged; 130 interrupted by Ctrl-C or SIGTERM
+(training: or SIGHUP), with what was done saved"""
 MEMORY = (
     "set a smaller train.batch_tokens or data.max_length in training, decode.batch_tokens, decode.beam or"
     " --threads in translation, or a smaller model"

@@ -48,9 +48,7 @@ def held(run_dir: Path, patience: float = 0.0) -> Iterator[None]:
             _sign(descriptor)
         yield
     finally:
-        with suppress(OSError):
-            path.unlink()  # while it is still locked: it cannot be another's
-        os.close(descriptor)
+        _release(path, descriptor)
 
 
 def _locked(path: Path, deadline: float) -> int:
@@ -78,6 +76,13 @@ def _locked(path: Path, deadline: float) -> int:
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         os.close(descriptor)
+
+
+def _release(path: Path, descriptor: int) -> None:
+    """Remove the file while it is still locked: then it cannot be another's."""
+    with suppress(OSError):
+        path.unlink()
+    os.close(descriptor)
 
 
 def _sign(descriptor: int) -> None:

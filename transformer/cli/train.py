@@ -26,7 +26,7 @@ from ..evaluation.validation import Validator
 from ..model.transformer import Transformer
 from ..modules.precision import resolve_precision
 from ..training.interruption import Interruption
-from ..training.launch import launched, own_device, restarted, speaks
+from ..training.launch import launched, own_device, restarted, speaks, supervised
 from ..training.logbook import Logbook, Mute
 from ..training.memory import keep_freed_memory
 from ..training.ranks import ALONE, Elsewhere, Ranks, open_ranks
@@ -84,7 +84,10 @@ def _main(argv: Sequence[str]) -> int:
     if arguments.check:
         return _check(config, resume) if speaks() else 0
     run_dir = Path(str(config.run_dir))
-    with open_ranks(device) as ranks, ExitStack() as stack:
+    # torchrun starts anew, to train on, what does not end with 0; where something may be saved a signal must.
+    interruption = Interruption(begins=supervised() and (resume or restarted()))
+    with interruption, open_ranks(device) as ranks, ExitStack() as stack:
+        interruption.ranks = ranks
         ranks.decide(lambda: stack.enter_context(held(run_dir, patience)))
         if ranks.decide(lambda: _is_of(ranks.job, run_dir)):
             resume = True
@@ -92,7 +95,7 @@ def _main(argv: Sequence[str]) -> int:
                 return EXIT["diverged"]  # as it would again
         if not resume:
             ranks.decide(lambda: stack.enter_context(room(run_dir, arguments.overwrite)))
-        return train(config, run_dir, device, resume, [*parser.prog.split(), *argv], ranks)
+        return train(config, run_dir, device, resume, [*parser.prog.split(), *argv], interruption)
 
 
 def train(
@@ -101,9 +104,13 @@ def train(
     device: torch.device,
     resume: bool,
     command_line: Sequence[str],
-    ranks: Ranks = ALONE,
+    interruption: Interruption,
 ) -> int:
-    """Wire the floors together and run; the exit code. Of several ranks the first one alone writes."""
+    """Wire the floors together and run; the exit code. Of several ranks the first one alone writes.
+
+    The `interruption` begins when there is something to be saved, at the latest.
+    """
+    ranks = interruption.ranks
     keep_freed_memory()
     logbook = Logbook(run_dir) if ranks.chief else Mute(run_dir)
     logbook.say(f"{FIRST_WORDS} {run_dir}" + (", resumed" if resume else ""))
@@ -127,15 +134,16 @@ def train(
             logbook.say(f"{how_it_ended(run_dir)}, and nothing was saved: beginning again with update 1")
         calibrate(config, data, model, device, logbook)
     trainer = wire(config, run_dir, data, model, logbook, ranks)
+    interruption.begin()
     with resumable(trainer):
         if begun:
             trainer.resume()
         ranks.decide(lambda: _lay_out(config, run_dir, data, ranks.job))
-        outcome = _fit(trainer, config, data)
-        with Interruption("ending the run", ranks) as interruption:  # in all ranks; the first one hears
-            return ranks.decide(
-                lambda: conclude(config, run_dir, data, tests, trainer, outcome, command_line, interruption)
-            )
+        outcome = _fit(trainer, config, data, interruption)
+        interruption.meanwhile = "ending the run"
+        return ranks.decide(
+            lambda: conclude(config, run_dir, data, tests, trainer, outcome, command_line, interruption)
+        )
 
 
 def _lay_out(config: Config, run_dir: Path, data: Prepared, job: str) -> None:
@@ -158,10 +166,10 @@ def _is_of(job: str, run_dir: Path) -> bool:
     return file.is_file() and file.read_bytes() == job.encode()
 
 
-def _fit(trainer: Trainer, config: Config, data: Prepared) -> Outcome:
+def _fit(trainer: Trainer, config: Config, data: Prepared, interruption: Interruption) -> Outcome:
     """Train; a pair that memory does not hold is named by its file and line."""
     try:
-        return trainer.fit()
+        return trainer.fit(interruption)
     except OutOfMemory as error:
         tokenizers = data.source_tokenizer, data.target_tokenizer
         where = "" if error.pair is None else place_of(config.data, tokenizers, error.pair)

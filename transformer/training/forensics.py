@@ -51,8 +51,7 @@ def examine(trainer: Trainer, diverged: Diverged) -> dict[str, Any]:
         )
     try:
         if not found.kind:
-            with Interruption() as interruption:
-                _replay(trainer, diverged.update, found, interruption)
+            _replay(trainer, diverged.update, found, trainer.interruption)
     except Exception as error:  # whatever it is
         found.notes.append(f"the replay failed ({type(error).__name__}: {error})")
     if diverged.measured:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request: what is under way is finished or broken off, and the state is saved."""
+"""Signals as a request: what is under way is finished or broken off, and the state is saved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .launch import supervised
 from .ranks import ALONE, Ranks
 
 LISTEN = 0.5  # seconds between two looks for a signal of another rank
-# Seconds in which a second SIGTERM, and under torchrun any second signal, is the first one come another way:
+# Seconds in which another signal than SIGINT, and under torchrun any, is the first one come another way:
 # who signals a whole job reaches a rank directly and through torchrun, which passes its own on.
 ECHO = 5.0
 CARRIER = signal.SIGURG  # one that means nothing to a process by default
@@ -27,25 +27,29 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """A context in which the first SIGINT or SIGTERM only raises a flag; a second one acts as it did before.
+    """A context in which a first SIGINT, SIGTERM or SIGHUP only raises a flag; a second acts as before.
 
-    A second SIGTERM within `ECHO` seconds does not count, under torchrun no signal within them.
+    A second SIGTERM or SIGHUP within `ECHO` seconds does not count, under torchrun no signal within them.
 
     A signal that was ignored before, as a shell sets SIGINT for what it starts in the background, does on the
-    second time what it does by default, since that is what is announced. `name` is the signal's name once
-    there was one. The chief of several `ranks` hears of theirs at each vote (`heard`), and while they wait
-    for it in `breaking`. Outside the main thread, where Python delivers no signals, it does nothing.
+    second time what it does by default, since that is what is announced; a SIGHUP that was, as by `nohup`,
+    stays ignored. `name` is the signal's name once there was one. The chief of several `ranks` hears of
+    theirs at each vote (`heard`), and while they wait for it in `breaking`. Outside the main thread, where
+    Python delivers no signals, it does nothing.
     """
 
     DEFAULTS: ClassVar[dict[signal.Signals, Any]] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
     }
 
-    def __init__(self, meanwhile: str = "finishing these passes", ranks: Ranks = ALONE) -> None:
-        """`meanwhile`: what a signal does not break off, in words."""
-        self.name, self.ranks = "", ranks
-        self._meanwhile = meanwhile
+    def __init__(
+        self, meanwhile: str = "finishing these passes", ranks: Ranks = ALONE, begins: bool = True
+    ) -> None:
+        """`meanwhile`: what a signal does not break off, in words. `begins`: at once, not with `begin`."""
+        self.name, self.ranks, self.meanwhile = "", ranks, meanwhile
+        self._begins = begins
         self._breaks = ""
         self._before: dict[signal.Signals, Any] = {}
         self._at: float | None = None  # when the first one came
@@ -58,10 +62,17 @@ class Interruption:
         return self.name if number else ""
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            for number in self.DEFAULTS:
-                self._before[number] = signal.signal(number, self._handle)
+        if self._begins:
+            self.begin()
         return self
+
+    def begin(self) -> None:
+        """From now on, if not before, signals are requests, until the context is left."""
+        if self._before or threading.current_thread() is not threading.main_thread():
+            return
+        for number in self.DEFAULTS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -121,7 +132,7 @@ class Interruption:
         self._at = time.monotonic()
         self.name = signal.Signals(number).name
         self.ranks.tell(self.name)
-        what = f"breaking off {self._breaks}" if self._breaks else self._meanwhile
+        what = f"breaking off {self._breaks}" if self._breaks else self.meanwhile
         later = f" after {_echo(number):.0f} seconds" if _echo(number) else ""
         # The bare descriptor: a handler may run while the log or the progress bar is being written.
         with suppress(OSError):  # nobody need be listening

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -113,37 +114,42 @@ class Trainer:
 
     # --- the run
 
-    def fit(self) -> Outcome:
-        """Train until a limit, a signal or divergence; what is due after an update is one line each."""
-        ranks, limits = self.ranks, self.limits
-        interruption = self.interruption = Interruption(ranks=ranks)
-        try:
-            with interruption:
-                updates = self._begin()
-                while not (reason := limits.reached(self.progress)) and not interruption.heard(ranks):
-                    if not self._step(updates):
-                        break
-                    self._lap(training=True)
-                    if self.progress.update == 1 or self._due(self.config.log_every):
-                        self.log()
-                    if self._due(self.config.validate_every) and not interruption.heard(ranks):
-                        self.validate()
-                    if self._due(self.config.validate_every) or self._due(self.config.save_every):
-                        self.save()
-                if self.saved != self.progress.update:
-                    self.save()
-                if reason and not interruption.heard(ranks):
-                    self._finish()  # a signal stops this at once: resumed, the run ends again
-                    if not interruption.heard(ranks):
-                        return self._outcome("completed", reason)
-            return self._interrupted(interruption.name)
-        except Interrupted:
-            return self._interrupted(interruption.heard(ranks))
-        except Diverged as diverged:
-            divergence = examine(self, diverged)
-            return self._outcome("diverged", f"{diverged}; {divergence['words']}", divergence)
-        finally:
-            self.logbook.close()
+    def fit(self, interruption: Interruption | None = None) -> Outcome:
+        """Train until a limit, a signal or divergence, in an `interruption` of the caller's or its own."""
+        with ExitStack() as stack:
+            self.interruption = interruption or stack.enter_context(Interruption(ranks=self.ranks))
+            try:
+                reason = self._train()
+                if reason:
+                    return self._outcome("completed", reason)
+                return self._interrupted(self.interruption.name)
+            except Interrupted:
+                return self._interrupted(self.interruption.heard(self.ranks))
+            except Diverged as diverged:
+                divergence = examine(self, diverged)
+                return self._outcome("diverged", f"{diverged}; {divergence['words']}", divergence)
+            finally:
+                self.logbook.close()
+
+    def _train(self) -> str:
+        """Until a limit, which it names, or a signal; what is due after an update is one line each."""
+        ranks, limits, interruption = self.ranks, self.limits, self.interruption
+        updates = self._begin()
+        while not (reason := limits.reached(self.progress)) and not interruption.heard(ranks):
+            if not self._step(updates):
+                break
+            self._lap(training=True)
+            if self.progress.update == 1 or self._due(self.config.log_every):
+                self.log()
+            if self._due(self.config.validate_every) and not interruption.heard(ranks):
+                self.validate()
+            if self._due(self.config.validate_every) or self._due(self.config.save_every):
+                self.save()
+        if self.saved != self.progress.update:
+            self.save()
+        if reason and not interruption.heard(ranks):
+            self._finish()  # a signal stops this at once: resumed, the run ends again
+        return "" if interruption.heard(ranks) else reason
 
     def log(self) -> None:
         """Read the window (the one synchronisation), write it down, stop if the run has diverged."""
