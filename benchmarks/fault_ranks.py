@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +53,61 @@ class Together(Running):
             raise AssertionError(f"still running after {seconds} s: {self.text()[-500:]}") from None
 
 
+class Forked(Together):
+    """The same by what torchrun consists of, forked from a server that has imported torch already."""
+
+    def __init__(self, argv: list[str], said: Path, restarts: int = 0) -> None:
+        Running.__init__(self, "train", argv, said, work=partial(_agent, restarts))
+
+    @property
+    def alive(self) -> bool:
+        return self.process.is_alive()
+
+    @property
+    def ranks(self) -> list[int]:
+        assert self.process.pid is not None
+        return children(self.process.pid)
+
+    def signal(self, number: int) -> None:
+        Running.signal(self, number)
+
+    def wait(self, seconds: float = 300.0) -> int:
+        return Running.wait(self, seconds)
+
+
+def _agent(restarts: int, main: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Torchrun --standalone --nproc-per-node 2, of which each process is a fork."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    settings = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
+    config = LaunchConfig(1, 1, 2, **settings, max_restarts=restarts, start_method="fork")  # type: ignore[arg-type]
+    try:
+        elastic_launch(config, _rank)(main, argv)
+    except (SignalException, ChildFailedError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _rank(main: Callable[[list[str]], int], argv: list[str]) -> None:
+    if code := main(argv):
+        sys.exit(code)
+
+
 class Pair(Bench):
     """A bench whose trainings, the straight one too, have two processes."""
 
+    kind: type[Together] = Together
+
     def start(self, run: Path, *more: str, **limits: Any) -> Running:
-        return Together([str(self.config), "--run-dir", str(run), *more], self._said(run), **limits)
+        return self.kind([str(self.config), "--run-dir", str(run), *more], self._said(run), **limits)
 
     def resume(self, run: Path, *more: str, **limits: Any) -> Running:
-        return Together(["--resume", str(run), *more], self._said(run), **limits)
+        return self.kind(["--resume", str(run), *more], self._said(run), **limits)
 
 
 def _pair(bench: Bench) -> Pair:
@@ -155,6 +205,26 @@ def job_terminated(bench: Bench, tries: int) -> Row:
                 each()
 
     return _terminated(pair, tries, signal_all)
+
+
+@fault("SIGTERM to one of two processes while they load a saved run")
+def loading_terminated(bench: Bench, tries: int) -> Row:
+    """They would be started anew, to train on, if one of them ended otherwise than with 0."""
+    row, pair = Row(), _pair(bench)
+    for _ in range(tries):
+        run, running = _hit(pair, 0, lambda first: os.kill(first.ranks[0], signal.SIGTERM))
+        running.wait(60)
+        there, again = saved_update(run), pair.resume(run, restarts=2)
+        assert isinstance(again, Together)
+        while again.alive and ", resumed" not in again.text():
+            time.sleep(0.002)
+        os.kill(pair.random.choice(again.ranks), signal.SIGTERM)
+        code, status = again.wait(60), json.loads((run / "result.json").read_text())["status"]
+        if code or status != "interrupted" or saved_update(run) > there + 1 or OURS in again.text():
+            row.add("UNCLEAR", f"exit code {code}, {status}: {again.text()[-1500:]}")
+            continue
+        pair.judge(pair.resume(run), run, row)
+    return row
 
 
 def _ends(bench: Bench, tries: int, status: str, said: str, *options: str) -> Row:

@@ -113,7 +113,17 @@ def fault(name: str) -> Callable[[Fault], Fault]:
     return register
 
 
-def _child(command: str, argv: Sequence[str], said: str, file_limit: int | None, room: int | None) -> None:
+Main = Callable[[list[str]], int]
+
+
+def _child(
+    command: str,
+    argv: Sequence[str],
+    said: str,
+    file_limit: int | None,
+    room: int | None,
+    work: Callable[[Main, list[str]], int] | None,
+) -> None:
     """A process's work: one command of the toolkit, its output in a file."""
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
@@ -134,7 +144,7 @@ def _child(command: str, argv: Sequence[str], said: str, file_limit: int | None,
 
     assert Path(transformer.__file__).is_relative_to(ROOT)
     main = importlib.import_module(f"transformer.cli.{command}").main
-    sys.exit(main(list(argv)))
+    sys.exit(work(main, list(argv)) if work else main(list(argv)))
 
 
 class Running:
@@ -147,14 +157,19 @@ class Running:
         said: Path,
         file_limit: int | None = None,
         room: int | None = None,
+        work: Callable[[Main, list[str]], int] | None = None,
     ) -> None:
-        """`file_limit`: bytes that a file may have; `room`: bytes of memory besides what is held."""
+        """`file_limit`: bytes that a file may have; `room`: bytes of memory besides what is held.
+
+        `work` gets the command and its arguments, and the exit code is what it returns.
+        """
         said.unlink(missing_ok=True)
         self.said, self.began, self.at = said, time.monotonic(), time.time()
         os.environ["PYTHONPATH"] = str(ROOT)  # the server imports this checkout, wherever it is started
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["transformer.cli.train", "torch.utils.tensorboard", "torch._dynamo"])
-        self.process = context.Process(target=_child, args=(command, [*argv], str(said), file_limit, room))
+        given = (command, [*argv], str(said), file_limit, room, work)
+        self.process = context.Process(target=_child, args=given)
         self.process.start()
 
     @property

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import fault_kinds
+import fault_ranks
 import pytest
 from fault_trials import EXACT, FAULTS, REFUSED, Bench, Row, difference
 from faults import table
@@ -20,7 +21,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("faults"), updates=20)
 
 
-@pytest.mark.parametrize("name", [name for name in FAULTS if "SIGKILL" in name and "again" not in name])
+OF_ONE = [name for name in FAULTS if "SIGKILL" in name and "again" not in name and "processes" not in name]
+
+
+@pytest.mark.parametrize("name", OF_ONE)
 def test_a_killed_run_goes_on_exactly(name: str, bench: Bench) -> None:
     row = FAULTS[name](bench, 1)
     assert row.outcomes == {EXACT: 1}, row.examples
@@ -29,6 +33,28 @@ def test_a_killed_run_goes_on_exactly(name: str, bench: Bench) -> None:
 def test_a_terminated_run_goes_on_exactly(bench: Bench) -> None:
     row = fault_kinds.terminated(bench, 1)
     assert row.outcomes == {EXACT: 1}, row.examples
+
+
+class ForkedPair(fault_ranks.Pair):
+    kind = fault_ranks.Forked
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A bench whose trainings have two processes each, which torch's agent looks after as torchrun's."""
+    bench = Bench(tmp_path_factory.mktemp("pair"), updates=20)
+    bench.pair = ForkedPair(bench.folder / "pair", bench.updates)  # type: ignore[attr-defined]
+    return bench
+
+
+OF_TWO = [name for name in FAULTS if "two processes" in name and "SIGTERM to torchrun" not in name]
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_two_processes_go_on_exactly_or_end_as_documented(name: str, pair: Bench) -> None:
+    row = FAULTS[name](pair, 1)
+    assert row.tried == 1
+    assert not row.bad, row.examples
 
 
 def test_a_damaged_file_is_refused_or_does_not_matter(bench: Bench) -> None:
