@@ -90,12 +90,14 @@ def _train(config: Config, path: Path, device: torch.device, arguments: Namespac
         calibrate(config, data, model, device, logbook)
         speed = measure_training(trainer, arguments.updates, arguments.rounds)
     memory = peak_memory(device)
-    work = training_work(cost_of(config.model, *sizes), config.model, speed.batches)
+    work = training_work(cost_of(config.model, *sizes), config.model, speed.batches, speed.updates)
     ceilings = measure_ceilings(device, [dtype])
-    tokens = speed.tokens_per_update * len(speed.batches)
+    tokens = speed.tokens_per_update * speed.updates
     facts = _facts(speed.rounds, tokens, work, ceilings, name_of(dtype)) | {
         "unit": "target tokens/s",
         "parameters": model.parameter_count(),
+        "updates": speed.updates,
+        "micro_batches": len(speed.batches),
         "tokens_per_update": speed.tokens_per_update,
         "source_padding": speed.padding[0],
         "target_padding": speed.padding[1],
@@ -103,10 +105,12 @@ def _train(config: Config, path: Path, device: torch.device, arguments: Namespac
         "peak_memory": memory,
         "shares": speed.parts,
     }
+    several = config.train.accumulate > 1
+    micro_batches = f" in {len(speed.batches) / speed.updates:.1f} micro-batches" if several else ""
     shares = ", ".join(f"{part} {share:.0%}" for part, share in speed.parts.items())
     _print(
         [facts],
-        f"{len(speed.batches)} updates of {speed.tokens_per_update:,.0f} target tokens; padding"
+        f"{speed.updates} updates of {speed.tokens_per_update:,.0f} target tokens{micro_batches}; padding"
         f" {speed.padding[0]:.1%} of the source, {speed.padding[1]:.1%} of the target",
         f"first update done after {_seconds(speed.first_update)}; peak memory {memory / 2**20:,.0f} MiB",
         f"time: {shares}",
