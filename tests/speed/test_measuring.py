@@ -1,4 +1,4 @@
-"""What of training counts: by a clock that only its steps move."""
+"""What of training and of translation counts: by a clock that only steps and translations move."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from transformer.core.errors import DataError
 from transformer.data.batching import Batch, collate
-from transformer.speed import training
+from transformer.speed import training, translation
 from transformer.speed.training import measure_training
+from transformer.speed.translation import measure_translation
 from transformer.training.passes import Observer
 
 
@@ -29,6 +31,7 @@ class Hands:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Hands:
     hands = Hands()
     monkeypatch.setattr(training, "time", hands)
+    monkeypatch.setattr(translation, "time", hands)
     return hands
 
 
@@ -86,3 +89,32 @@ def test_an_update_takes_the_micro_batches_that_it_takes_in_a_run(clock: Hands) 
     assert trainer.steps[4:] == [[1, 2], [3, 4]], "the parts are of whole updates, too"
     parts = {"data": 4, "forward": 8, "loss": 12, "backward": 20, "optimizer": 14}
     assert found.parts == pytest.approx({part: seconds / 58 for part, seconds in parts.items()})
+
+
+class Lazy:
+    """A translator that takes 100 s for the first text, and 2 s for each after it."""
+
+    def __init__(self, clock: Hands) -> None:
+        self.clock, self.texts, self.config = clock, 0, SimpleNamespace(beam=5)
+
+    def translate(self, lines: Sequence[str]) -> Iterator[Any]:
+        self.clock.now += 2 if self.texts else 100
+        self.texts += 1
+        for line in lines:
+            words = line.split()
+            found = [SimpleNamespace(tokens=[*words, "more"])] if words else []
+            yield SimpleNamespace(source_tokens=len(words), hypotheses=found)
+
+
+def test_the_round_that_warms_up_does_not_count_and_blank_lines_are_no_sentences(clock: Hands) -> None:
+    translators = [Lazy(clock), Lazy(clock)]
+    lines = ["one two three", " ", "one"]
+    for found in measure_translation(translators, lines, rounds=3):  # type: ignore[arg-type]
+        assert found.rounds == [1.0] * 3, "two sentences in two seconds"
+        assert found.lines == [(4, 5), (2, 3)]
+    assert [translator.texts for translator in translators] == [4, 4]
+
+
+def test_nothing_but_blank_lines_is_an_error(clock: Hands) -> None:
+    with pytest.raises(DataError, match="blank"):
+        measure_translation([Lazy(clock)], ["", " "], rounds=1)  # type: ignore[list-item]
