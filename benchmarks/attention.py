@@ -8,8 +8,10 @@ Prints milliseconds (median of 15, forward and backward), the ratio, and which o
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
+from collections.abc import Sequence
 from functools import partial
 from unittest.mock import patch
 
@@ -28,7 +30,10 @@ SHAPES = [
 ]  # B, H, T, K
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
     keep_freed_memory()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"{'B, H, T, K':>18} {'format':>9} {'kernel ms':>10} {'plain ms':>9} {'ratio':>6}  taken")

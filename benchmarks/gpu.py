@@ -1,4 +1,4 @@
-"""What a GPU gets out of this toolkit, in one call of less than ten minutes; exits 1 on a wrong number.
+"""What a GPU gets out of this toolkit, in one call of about ten minutes; exits 1 on a wrong number.
 
     python benchmarks/gpu.py --json gpu.json      # in the checkout, where data/multi30k may be
     python benchmarks/gpu.py --device cpu --tiny --no-compile    # the same code in seconds
@@ -14,7 +14,9 @@ Prints Markdown tables, each as soon as it is there:
 measured in this run; `of the peak` the products' operations a second over the fastest product measured in
 this run, whatever moves. Shares are of updates of their own; attention's, projections included, lies within
 forward and backward and cannot be told apart in a compiled model. What was not measured is a row that says
-why. An error ends it with exit code 1 and its text, after the tables of what was measured by then.
+why. After --minutes nothing begins, and the training takes no more updates; the model that is being timed or
+validated then is not cut short. An error ends it with exit code 1 and its text, after the tables of what was
+measured by then.
 
 Written without a GPU at hand: on CUDA it has not been run.
 """
@@ -35,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import at_least, new_file
 from gpu_tables import ceilings_text, check_text, error_text, speed_text, training_text
 from torch import Tensor
 
@@ -157,8 +160,8 @@ def speed(
         shares = timeline.shares()
         graphs = trainer.passes.compiled.graphs if trainer.passes.compiled else None
         config, parameters = trainer.model.config, trainer.model.parameter_count()
-    work = training_work(cost_of(config, vocabulary, vocabulary), config, list(found.batches))
-    tokens = found.tokens_per_update * len(found.batches)
+    work = training_work(cost_of(config, vocabulary, vocabulary), config, found.batches, found.updates)
+    tokens = found.tokens_per_update * found.updates
     rate = statistics.median(found.rounds)
     return {
         "speed": rate,
@@ -274,7 +277,11 @@ def sections_of(device: torch.device, options: argparse.Namespace, found: dict[s
             found["speed"].append(row | done)
 
     def trained() -> None:
-        found["training"] = tried(lambda: training(device, options.tiny, options.train_minutes), ends)
+        def until_the_end() -> dict[str, Any]:
+            left = (ends - time.monotonic()) / 60
+            return training(device, options.tiny, min(options.train_minutes, left))
+
+        found["training"] = tried(until_the_end, ends)
 
     return [
         (check, check_text),
@@ -285,21 +292,30 @@ def sections_of(device: torch.device, options: argparse.Namespace, found: dict[s
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """0, or 1 on a wrong number or an error."""
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers for programs")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the numbers for programs")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: a test, no measurement")
     parser.add_argument("--no-compile", action="store_true", help="plain models alone; the rows say so")
     parser.add_argument(
-        "--minutes", type=float, default=8.0, help="nothing begins after so long (default: 8)"
+        "--minutes",
+        type=float,
+        default=8.0,
+        help="nothing begins after so long, and the training takes no more updates (default: 8)",
     )
     parser.add_argument("--train-minutes", type=float, default=2.0, help="of the training (default: 2)")
-    parser.add_argument("--batch-tokens", type=int, default=32_768, help="of a batch (default: 32768)")
-    parser.add_argument("--updates", type=int, default=15, help="of a round (default: 15)")
-    parser.add_argument("--rounds", type=int, default=3, help="the median counts (default: 3)")
-    options = parser.parse_args(argv)
+    parser.add_argument(
+        "--batch-tokens", type=at_least(1), default=32_768, help="of a batch (default: 32768)"
+    )
+    parser.add_argument("--updates", type=at_least(1), default=15, help="of a round (default: 15)")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="the median counts (default: 3)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, or 1 on a wrong number or an error."""
+    options = parser().parse_args(argv)
     if options.tiny:
         options.batch_tokens, options.updates, options.rounds = 256, 2, 2
     try:

@@ -33,6 +33,7 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks import lever_training, lever_translation
+from benchmarks.arguments import at_least, new_file, old_file
 from benchmarks.lever_training import BUCKETS, Lever, in_random_order, stepped
 from benchmarks.lever_translation import Setting, Task
 from transformer.cli.config import Config
@@ -41,6 +42,7 @@ from transformer.cli.train import wire
 from transformer.core.errors import UserError
 from transformer.core.loading import load
 from transformer.data.dataset import prepare
+from transformer.decoding.config import MOST_HYPOTHESES
 from transformer.model.transformer import Transformer
 from transformer.training.logbook import Logbook
 from transformer.training.memory import keep_freed_memory
@@ -210,18 +212,19 @@ def rows_of(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
         yield from translation_rows(setting, arguments.rounds)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, or the exit code of an error in the configuration or its data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--task", choices=UNITS, default="train")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "multi30k.yaml")
+    parser.add_argument("--config", type=old_file, default=ROOT / "configs" / "multi30k.yaml")
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of either task's products")
-    parser.add_argument("--updates", type=int, default=8, help="of a round of training")
-    parser.add_argument("--sentences", type=int, default=500, help="of a round of translation")
-    parser.add_argument("--beam", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--write", type=Path, help="a Markdown file for the table (default: print it)")
+    parser.add_argument("--updates", type=at_least(1), default=8, help="of a round of training")
+    parser.add_argument("--sentences", type=at_least(1), default=500, help="of a round of translation")
+    parser.add_argument("--beam", type=at_least(1, MOST_HYPOTHESES), default=5)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
+    parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1)
+    parser.add_argument("--write", type=new_file, help="a Markdown file for the table (default: print it)")
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--release", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -229,6 +232,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("nothing is trained in int8")
     if not arguments.release:
         keep_freed_memory()
+    try:
+        measure(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print the table, or write it down at each row."""
     unit = UNITS[arguments.task]
     lines = [f"| lever | ratio | of rounds | {unit} with | without |", "|---|---:|---|---:|---:|"]
     with tempfile.TemporaryDirectory() as name:
@@ -247,4 +260,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -59,10 +59,10 @@ def train(point: dict[str, Any], folder: Path, device: torch.device) -> dict[str
     dtype = resolve_precision(trainer.config.precision, device)
     config = trainer.model.config
     work = training_work(
-        cost_of(config, point["vocabulary"], point["vocabulary"]), config, list(speed.batches)
+        cost_of(config, point["vocabulary"], point["vocabulary"]), config, speed.batches, speed.updates
     )
     ceilings = measure_ceilings(device, [dtype])
-    tokens = speed.tokens_per_update * len(speed.batches)
+    tokens = speed.tokens_per_update * speed.updates
     return {
         "speed": statistics.median(speed.rounds),
         "rounds": list(speed.rounds),

@@ -8,7 +8,8 @@ Makes each peer's environment from the package index on first use (.cache/peers)
 (data/multi30k, see README) and trains and translates with each system in a process of its own, one at a time.
 Every second round goes through the systems backwards, so that a machine that drifts does so for all. Printed
 are medians over the rounds, and how many times as fast the first system is. A system that cannot be run stays
-in the tables with the reason.
+in the tables with the reason. With --json each trial is kept when it is done: Ctrl-C loses none but the one
+under way, and prints the tables of what there is.
 
 What the figures mean is in `report.py`, what each system does in its file's first lines. Run it from this
 toolkit's environment with the extra `ctranslate2`, on an idle machine.
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,10 +35,13 @@ ROOT = Path(__file__).parents[2]
 if not __package__:  # run as a file
     sys.path[0] = str(ROOT)
 
+from benchmarks.arguments import at_least, new_file, old_file  # noqa: E402
 from benchmarks.peers.environments import CACHE, Unusable, environment, reason  # noqa: E402
 from benchmarks.peers.report import Trial, facts, page, saved, summary, tables  # noqa: E402
 from benchmarks.peers.shapes import SHAPES  # noqa: E402
 from benchmarks.peers.systems import SYSTEMS, TASKS  # noqa: E402
+
+INTERRUPTED = 130  # exit code
 
 
 class Job(NamedTuple):
@@ -61,21 +65,32 @@ def jobs(rounds: int, shapes: Sequence[str], tasks: Sequence[str], systems: Sequ
     ]
 
 
-def measure(plan: Sequence[Job], run: Callable[[Job], dict[str, Any]]) -> list[Trial]:
+def measure(plan: Sequence[Job], run: Callable[[Job], dict[str, Any]]) -> Iterator[Trial]:
     """Run the jobs one after the other. What failed once in a shape and task is not tried again."""
-    trials: list[Trial] = []
+    failed = set()
     for job in plan:
         key = job.shape, job.task, job.system
-        if any((t.shape, t.task, t.system) == key and t.failure for t in trials):
+        if key in failed:
             continue
         try:
             trial = Trial(*key, job.round, run(job))
         except Unusable as error:
             trial = Trial(*key, job.round, {}, str(error))
-        trials.append(trial)
+            failed.add(key)
         said = f"could not be run: {trial.failure}" if trial.failure else trial.summary()
         print(f"round {job.round + 1}  {' '.join(key)}: {said}", file=sys.stderr, flush=True)
-    return trials
+        yield trial
+
+
+def keep(file: Path, known: dict[str, Any], trials: Sequence[Trial]) -> None:
+    """Write what `--from` reads: whole, or not at all."""
+    text = json.dumps({**known, "trials": [trial._asdict() for trial in trials]}, indent=1) + "\n"
+    if file.exists() and not file.is_file():  # a pipe or device has no other to take its place
+        file.write_text(text, encoding="utf-8")
+        return
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
 
 
 class Runner:
@@ -184,15 +199,6 @@ def names(text: str, known: Sequence[str]) -> list[str]:
     return found
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"a whole number from {least} up is wanted, not {text!r}")
-        return int(text)
-
-    return number
-
-
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -214,18 +220,19 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--threads", type=at_least(1), default=cores(), help="default: all cores")
     options.add_argument("--timeout", type=float, default=3600.0, help="seconds one process may take")
-    options.add_argument("--json", type=Path, metavar="FILE", help="every trial")
+    options.add_argument("--json", type=new_file, metavar="FILE", help="every trial, when it is done")
     options.add_argument(
-        "--from", dest="files", type=Path, nargs="+", metavar="FILE", help="take what --json wrote"
+        "--from", dest="files", type=old_file, nargs="+", metavar="FILE", help="take what --json wrote"
     )
-    options.add_argument("--write", type=Path, metavar="FILE.md", help="the tables as a page")
+    options.add_argument("--write", type=new_file, metavar="FILE.md", help="the tables as a page")
     return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write; 1 when a system could not be run."""
+    """Measure, print, write; 1 when a system could not be run, 130 after Ctrl-C, which writes no page."""
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = parser().parse_args(words)
+    interrupted = False
     plan = jobs(arguments.rounds, arguments.shapes, arguments.tasks, arguments.systems)
     if arguments.files:
         try:
@@ -236,14 +243,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         trials = [trial for trial in trials if trial[:3] in wanted]
     else:
         runner = Runner(arguments.threads, arguments.updates, arguments.timeout)
-        runner.prepare(plan)
-        trials = measure(plan, runner)
         command = shlex.join(["python", "benchmarks/peers/run.py", *words])
         known = [facts(command, arguments.threads, arguments.rounds, arguments.updates)]
-        if arguments.json:
-            found = {**known[0], "trials": [trial._asdict() for trial in trials]}
-            arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        trials = []
+        try:
+            runner.prepare(plan)
+            for trial in measure(plan, runner):
+                trials.append(trial)
+                if arguments.json:
+                    keep(arguments.json, known[0], trials)
+        except KeyboardInterrupt:
+            interrupted = True
+            print(f"interrupted: {len(trials)} of {len(plan)} trials are done", file=sys.stderr)
     print(tables(trials, arguments.systems), summary(trials, arguments.systems), sep="\n\n")
+    if interrupted:
+        return INTERRUPTED
     if arguments.write:
         arguments.write.write_text(page(trials, arguments.systems, known), encoding="utf-8")
     return int(any(trial.failure for trial in trials))

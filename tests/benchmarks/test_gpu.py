@@ -105,6 +105,17 @@ def test_a_training_and_its_clock() -> None:
     assert set(found["test"]) == {"demo"}
 
 
+def test_the_training_ends_when_the_time_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    monkeypatch.setattr(gpu, "training", lambda *words: given.append(words[-1]) or {})
+    for words in (["--minutes", "8"], ["--minutes", "1"]):
+        options = gpu.parser().parse_args([*TINY, "--train-minutes", "2", *words])
+        trained, _ = gpu.sections_of(CPU, options, {})[3]
+        trained()
+    assert given[0] == 2
+    assert 0.9 < given[1] <= 1
+
+
 def test_what_cannot_be_done_is_a_row_that_says_why() -> None:
     def fails(error: Exception) -> dict[str, Any]:
         raise error

@@ -32,6 +32,10 @@ def found(speed: float) -> dict[str, Any]:
     return {**training, "seconds_to_first_update": 4.0, "peak_bytes": 1 << 30}
 
 
+def found_1(job: Any) -> dict[str, Any]:
+    return found(1.0)
+
+
 def translating(speed: float) -> dict[str, Any]:
     return {"sentences_per_second_beam_1": 2 * speed, "sentences_per_second_beam_5": speed}
 
@@ -54,7 +58,7 @@ def test_a_system_is_asked_only_for_what_it_does() -> None:
 def test_a_table_has_medians_ranges_and_the_ratio_of_each_rounds_own_speeds() -> None:
     speeds = {"ours": [1000.0, 4000.0, 3000.0], "plain": [500.0, 1000.0, 1000.0]}
     plan = driver().jobs(3, ["small"], ["train"], list(speeds))
-    trials = driver().measure(plan, lambda job: found(speeds[job.system][job.round]))
+    trials = list(driver().measure(plan, lambda job: found(speeds[job.system][job.round])))
     table = driver().tables(trials, list(speeds)).splitlines()
     assert table[0] == "### small, training"
     assert table[4].startswith(
@@ -78,7 +82,7 @@ def test_each_limit_is_held_against_the_system_that_computes_in_its_format() -> 
         return found(speeds[job.system]) | ({"limits": own} if own else {})
 
     plan = driver().jobs(2, ["small"], ["train"], list(speeds))
-    table = driver().tables(driver().measure(plan, run), list(speeds)).splitlines()
+    table = driver().tables(list(driver().measure(plan, run)), list(speeds)).splitlines()
     assert table[-2].startswith("| limit, bfloat16 (`ours`) | 6,000 (4,000 to 8,000) | 0.19 | ")
     assert table[-1].startswith("| limit, float32 (`ours-float32`) | 3,000 (2,000 to 4,000) | 0.30 | ")
     assert table[-1].count("|") == table[-2].count("|") == table[2].count("|")
@@ -94,13 +98,13 @@ def test_saved_runs_are_summed_up_as_one_and_rounds_of_different_files_never_com
     for name, speeds in (("a.json", first), ("b.json", later)):
         rounds = len(speeds["ours"])
         plan = driver().jobs(rounds, ["small"], ["train"], systems)
-        trials = driver().measure(plan, lambda job, speeds=speeds: found(speeds[job.system][job.round]))
+        trials = list(driver().measure(plan, lambda job, speeds=speeds: found(speeds[job.system][job.round])))
         known = driver().facts(f"python run.py --json {name}", 2, rounds, 0)
         files.append(tmp_path / name)
         files[-1].write_text(json.dumps({**known, "trials": [t._asdict() for t in trials]}))
-    translated = driver().measure(
-        driver().jobs(1, ["large"], ["translate"], systems),
-        lambda job: translating(60.0 if job.system == "ours" else 20.0),
+    translations = driver().jobs(1, ["large"], ["translate"], systems)
+    translated = list(
+        driver().measure(translations, lambda job: translating(60.0 if job.system == "ours" else 20.0))
     )
     files.append(tmp_path / "c.json")
     files[-1].write_text(
@@ -128,7 +132,7 @@ def test_the_summary_says_which_system_could_not_be_run_and_leaves_out_what_was_
         return found(100.0)
 
     systems = ["ours", "eole"]
-    trials = driver().measure(driver().jobs(1, ["small"], ["train"], systems), run)
+    trials = list(driver().measure(driver().jobs(1, ["small"], ["train"], systems), run))
     assert driver().summary(trials, [*systems, "plain"]).splitlines()[-1] == "| `eole` | could not be run |"
     assert driver().summary(trials[:1], systems) == ""
 
@@ -153,11 +157,78 @@ def test_a_system_that_fails_is_not_tried_again_and_stays_in_the_table() -> None
         return found(100.0)
 
     systems = ["ours", "eole"]
-    trials = driver().measure(driver().jobs(2, ["small"], ["train"], systems), run)
+    trials = list(driver().measure(driver().jobs(2, ["small"], ["train"], systems), run))
     assert asked == ["ours", "eole", "ours"]
     table = driver().tables(trials, systems).splitlines()
     assert "| `eole` | could not be run: no environment: no such version | " in table[-1]
     assert table[-1].count("|") == table[2].count("|")
+
+
+class Interrupted:
+    """A runner whose third job is interrupted; `seen` is what was kept when each began."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.seen = file, []
+
+    def prepare(self, plan: Any) -> None:
+        assert len(plan) == 4
+
+    def __call__(self, job: Any) -> dict[str, Any]:
+        self.seen.append(len(json.loads(self.file.read_text())["trials"]) if self.file.exists() else 0)
+        if len(self.seen) == 3:
+            raise KeyboardInterrupt
+        return found(100.0)
+
+
+def test_ctrl_c_loses_no_trial_that_is_done_and_shows_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, page = tmp_path / "a.json", tmp_path / "page.md"
+    runner = Interrupted(file)
+    monkeypatch.setattr(driver(), "Runner", lambda *_: runner)
+    words = ["--shapes", "small", "--tasks", "train", "--systems", "ours,plain", "--rounds", "2"]
+    assert driver().main([*words, "--json", str(file), "--write", str(page)]) == 130
+    assert runner.seen == [0, 1, 2]
+    trials, (known,) = driver().saved([file])
+    assert [(trial.system, trial.round) for trial in trials] == [("ours", 0), ("plain", 0)]
+    assert known["command"].endswith(str(page))
+    out, err = capsys.readouterr()
+    assert "| `plain` | 100 | 1.00 |" in out
+    assert "interrupted: 2 of 4 trials are done" in err
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_was_kept_survives_that_more_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.json"
+    known = driver().facts("a", 2, 1, 0)
+    driver().keep(
+        file, known, list(driver().measure(driver().jobs(1, ["small"], ["train"], ["ours"]), found_1))
+    )
+
+    def half(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text.encode(encoding)[:9])
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="full"):
+        driver().keep(file, known, [])
+    assert len(driver().saved([file])[0]) == 1
+
+
+@pytest.mark.parametrize("flag", ["--json", "--write"])
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def starts(*_: object) -> None:
+        raise AssertionError("it was started")
+
+    monkeypatch.setattr(driver(), "Runner", starts)
+    for path, reason in ((tmp_path, "is a directory"), (tmp_path / "no" / "a", "there is no directory")):
+        with pytest.raises(SystemExit) as refused:
+            driver().main([flag, str(path)])
+        assert refused.value.code == 2
+        assert reason in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_of_the_first_system_leaves_the_others_without_a_ratio() -> None:
@@ -167,13 +238,13 @@ def test_a_failure_of_the_first_system_leaves_the_others_without_a_ratio() -> No
         return found(100.0)
 
     systems = ["ours", "plain"]
-    trials = driver().measure(driver().jobs(1, ["small"], ["train"], systems), run)
+    trials = list(driver().measure(driver().jobs(1, ["small"], ["train"], systems), run))
     assert driver().tables(trials, systems).splitlines()[-1].startswith("| `plain` | 100 |  | ")
 
 
 def test_the_page_tells_how_each_system_was_run() -> None:
     systems = ["ours", "eole", "eole-bf16"]
-    trials = driver().measure(driver().jobs(1, ["small"], ["train"], systems), lambda job: found(100.0))
+    trials = list(driver().measure(driver().jobs(1, ["small"], ["train"], systems), lambda job: found(100.0)))
     page = driver().page(trials, systems, [driver().facts("python run.py --rounds 1", 2, 1, 0)])
     both = "`eole` (eole 0.6.4, Pre-LN), `eole-bf16` (eole 0.6.4, Pre-LN, bf16)"
     assert f"{both}. Eole, the successor" in page
@@ -229,7 +300,7 @@ def test_an_environment_that_cannot_be_made_is_tried_once(monkeypatch: pytest.Mo
     runner = driver().Runner(1, 0, 60.0)
     plan = driver().jobs(2, ["small"], ["train"], ["eole"])
     runner.prepare(plan)
-    trials = driver().measure(plan, runner)
+    trials = list(driver().measure(plan, runner))
     assert made == ["eole"]
     assert [trial.failure for trial in trials] == ["no environment: offline"]
 

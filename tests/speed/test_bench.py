@@ -55,7 +55,7 @@ def test_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_translation(tmp_path: Path) -> None:
+def test_translation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "speed.json"
     arguments = [
         "translate",
@@ -71,6 +71,8 @@ def test_translation(tmp_path: Path) -> None:
     assert main(arguments) == 0
     found = json.loads(file.read_text())
     assert [row["beam"] for row in found["beams"]] == [1, 5]
+    assert found["weights"] == "initial"
+    assert "initial weights" in capsys.readouterr().out
     for row in found["beams"]:
         assert row["subwords"] == 6, "every translation has the length that was asked for"
         assert 0 < row["share_of_limit"] < 1
@@ -84,6 +86,106 @@ def test_a_run_is_not_trained_and_nothing_is_not_measured(
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     assert main(["train", str(tmp_path)]) == 2
     assert "is a run" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("short")
+def test_an_update_of_several_micro_batches_is_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "speed.json"
+    more = ["--set", "train.accumulate=4", "--updates", "2", "--rounds", "1", "--json", str(file)]
+    assert main(["train", "configs/demo.yaml", *TINY, *more]) == 0
+    found = json.loads(file.read_text())
+    assert (found["updates"], found["micro_batches"]) == (2, 8)
+    assert 256 < found["tokens_per_update"] <= 4 * 256
+    assert "2 updates of" in (said := capsys.readouterr().out)
+    assert "in 4.0 micro-batches" in said
+
+
+@pytest.fixture
+def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise AssertionError("it was measured")
+
+    for name in ("measure_training", "measure_translation", "measure_ceilings", "prepare"):
+        monkeypatch.setattr(f"transformer.cli.bench.{name}", fails)
+
+
+DEMO = "configs/demo.yaml"
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--beams", "2000"], "(--beams 2000)"),
+        (["--beams", "0"], "(--beams 0)"),
+        (["--beams", "5,x"], "--beams: 'x' is not a whole number"),
+        (["--beams", ""], "--beams ''"),
+        (["--length", "200000"], "(--length 200000)"),
+        (
+            ["--set", "decode.search=sampling", "--set", "decode.temperature=0.7"],
+            "decode.search: beam search",
+        ),
+    ],
+)
+def test_a_search_that_there_is_not_is_refused(
+    words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["translate", DEMO, "--device", "cpu", *words]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("  - ") <= 1, "one thing is wrong, and one is said"
+
+
+@pytest.mark.parametrize("text", ["", "\n \n\t\n"])
+def test_text_without_a_line_to_translate_is_refused(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "blank").write_text(text)
+    assert main(["translate", DEMO, *TINY, "--input", str(tmp_path / "blank")]) == 1
+    assert f"error: {tmp_path / 'blank'}: nothing to translate" in capsys.readouterr().err
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The directory of a run that has not ended."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 1\n")
+    return tmp_path / "run"
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+@pytest.mark.parametrize("words", [["--placement", "post"], ["--set", "model.d_model=1024"], ["--seed", "2"]])
+def test_a_run_s_model_is_what_it_is(words: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["translate", str(run), "--device", "cpu", *words]) == 2
+    assert f"a trained run has only decode options; use decode.x=y ({' '.join(words)})" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+def test_a_directory_without_weights_is_not_timed_with_others(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["translate", str(tmp_path), "--device", "cpu"]) == 1
+    assert "not a run directory" in capsys.readouterr().err
+    assert main(["translate", str(run), "--device", "cpu"]) == 1
+    assert f"error: {run}" in capsys.readouterr().err
+    (run / "export.json").write_text("{}")
+    assert main(["translate", str(run), "--device", "cpu"]) == 2
+    assert "is an export, not a run" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nothing_is_measured")
+def test_where_nothing_can_be_written_nothing_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for what in ("train", "translate"):
+        for path, reason in ((tmp_path, "a directory"), (tmp_path / "no" / "a.json", "no directory")):
+            assert main([what, DEMO, "--device", "cpu", "--json", str(path)]) == 2
+            assert reason in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("short")
@@ -129,8 +231,7 @@ def test_the_process_s_age_and_memory() -> None:
 
 
 def test_forced_lengths_are_those_of_every_line() -> None:
-    config = forced(DecodeConfig(search="sampling", n_best=3), 5, 16)
-    assert (config.beam, config.n_best, config.search) == (5, 1, "beam")
+    config = DecodeConfig.model_validate(forced(16))
     assert {config.longest(length) for length in (1, 9, 400)} == {16}
     assert config.min_length == 16
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import lever_training, lever_translation, levers
+from benchmarks import attention, lever_training, lever_translation, levers
 from transformer.decoding.cache import DecoderCache
 from transformer.decoding.columns import SharedColumns
 from transformer.model.transformer import Transformer
@@ -258,3 +258,41 @@ def test_the_command_prints_a_table_and_keeps_each_row(
     with pytest.raises(SystemExit):
         levers.main(["--precision", "int8"])
     assert "nothing is trained in int8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--rounds", "0"], ["--updates", "0"], ["--sentences", "0"], ["--threads", "0"]),
+        *(["--beam", "0", "--task", "translate"], ["--beam", "1001"]),
+        *(["--config", "no/such.yaml"], ["--write", "no/such/table.md"]),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(levers, "rows_of", None)
+    with pytest.raises(SystemExit) as refused:
+        levers.main(words)
+    assert refused.value.code == 2
+    assert f"error: argument {words[0]}: " in capsys.readouterr().err
+
+
+def test_a_configuration_that_is_wrong_is_an_error_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(levers, "keep_freed_memory", lambda: True)
+    (tmp_path / "odd.yaml").write_text("modell: {}\n")
+    assert levers.main(["--shape", "tiny", "--config", str(tmp_path / "odd.yaml")]) == 2
+    assert "modell" in capsys.readouterr().err
+
+
+def test_attention_explains_itself_without_measuring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attention, "SHAPES", None)
+    for words, code in ((["--help"], 0), (["--rounds", "3"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            attention.main(words)
+        assert ended.value.code == code
+    assert "torch's kernel beside the plain products" in capsys.readouterr().out

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from ..analysis.finding import table
-from ..core.errors import ConfigError
-from ..core.loading import load
+from ..core.errors import ConfigError, DataError, Problem
+from ..core.loading import Override, load
 from ..core.rundir import WEIGHTS
 from ..data.dataset import prepare, read_parallel
+from ..decoding.config import DecodeConfig
 from ..decoding.engine import require_products
 from ..decoding.translator import Translator
+from ..export.manifest import MANIFEST
 from ..model.cost import cost_of
 from ..model.transformer import Transformer
 from ..modules.precision import resolve_precision
@@ -32,12 +34,13 @@ from ..training.logbook import Logbook
 from ..training.memory import keep_freed_memory
 from .command import MODEL_FLAGS, Parser, command, whole_number
 from .config import Config
-from .lines import finite, read_lines, say
+from .lines import finite, read_lines, require_writable, say
 from .probe_flags import items_of, number_of
-from .resolve import config_file_of
+from .resolve import run_config
 from .result import commit, versions
 from .runs import load_run, pick_device
 from .train import calibrate, wire
+from .translate import decode_config
 
 DESCRIPTION = """\
 Time training (target tokens/s, padding not counted) or translation (sentences/s) as the product does them:
@@ -56,8 +59,10 @@ def main(argv: Sequence[str]) -> int:
     for name in ("updates", "rounds", "lines", "length"):
         if getattr(arguments, name) == 0:
             raise ConfigError(f"--{name} 0: give at least 1")
+    if arguments.json is not None:
+        require_writable("--json", arguments.json)
     path = Path(arguments.config)
-    config = load(Config, config_file_of(path) if path.is_dir() else path, arguments.overrides)
+    config = run_config(path) if path.is_dir() else load(Config, path, arguments.overrides)
     device = pick_device(arguments.device)
     keep_freed_memory()
     if config.train.threads:
@@ -90,12 +95,14 @@ def _train(config: Config, path: Path, device: torch.device, arguments: Namespac
         calibrate(config, data, model, device, logbook)
         speed = measure_training(trainer, arguments.updates, arguments.rounds)
     memory = peak_memory(device)
-    work = training_work(cost_of(config.model, *sizes), config.model, speed.batches)
+    work = training_work(cost_of(config.model, *sizes), config.model, speed.batches, speed.updates)
     ceilings = measure_ceilings(device, [dtype])
-    tokens = speed.tokens_per_update * len(speed.batches)
+    tokens = speed.tokens_per_update * speed.updates
     facts = _facts(speed.rounds, tokens, work, ceilings, name_of(dtype)) | {
         "unit": "target tokens/s",
         "parameters": model.parameter_count(),
+        "updates": speed.updates,
+        "micro_batches": len(speed.batches),
         "tokens_per_update": speed.tokens_per_update,
         "source_padding": speed.padding[0],
         "target_padding": speed.padding[1],
@@ -103,10 +110,12 @@ def _train(config: Config, path: Path, device: torch.device, arguments: Namespac
         "peak_memory": memory,
         "shares": speed.parts,
     }
+    several = config.train.accumulate > 1
+    micro_batches = f" in {len(speed.batches) / speed.updates:.1f} micro-batches" if several else ""
     shares = ", ".join(f"{part} {share:.0%}" for part, share in speed.parts.items())
     _print(
         [facts],
-        f"{len(speed.batches)} updates of {speed.tokens_per_update:,.0f} target tokens; padding"
+        f"{speed.updates} updates of {speed.tokens_per_update:,.0f} target tokens{micro_batches}; padding"
         f" {speed.padding[0]:.1%} of the source, {speed.padding[1]:.1%} of the target",
         f"first update done after {_seconds(speed.first_update)}; peak memory {memory / 2**20:,.0f} MiB",
         f"time: {shares}",
@@ -116,9 +125,13 @@ def _train(config: Config, path: Path, device: torch.device, arguments: Namespac
 
 
 def _translate(config: Config, path: Path, device: torch.device, arguments: Namespace) -> dict[str, Any]:
-    dtype = resolve_precision(config.decode.precision, device)
+    decodings = _decodings(path, arguments)
+    dtype = resolve_precision(decodings[0].precision, device)
     require_products(dtype, device)
-    if path.is_dir() and (path / WEIGHTS).exists():
+    weights = str(path / WEIGHTS) if path.is_dir() else "initial"
+    if path.is_dir():
+        if (path / MANIFEST).is_file() and not (path / WEIGHTS).exists():
+            raise ConfigError(f"{path} is an export, not a run: give the run that it was made of")
         run = load_run(path, device=device)
         model, tokenizers = run.model, (run.source_tokenizer, run.target_tokenizer)
     else:
@@ -129,20 +142,19 @@ def _translate(config: Config, path: Path, device: torch.device, arguments: Name
         model = Transformer(*sizes, config.model, seed=config.seed)
         model.to(device).eval()
     lines = _text(config, arguments.input)[: arguments.lines]
-    beams = [number_of("--beams", item) for item in items_of(arguments.beams)]
-    translators = [
-        Translator([model], *tokenizers, forced(config.decode, beam, arguments.length), device, fork=True)
-        for beam in beams
-    ]
+    if not any(map(str.strip, lines)):
+        where = arguments.input or "the test set"
+        raise DataError(f"{where}: nothing to translate in its first {arguments.lines:,} lines")
+    translators = [Translator([model], *tokenizers, decode, device, fork=True) for decode in decodings]
     began = age()
-    cost = cost_of(config.model, tokenizers[0].size, tokenizers[1].size)
+    cost = cost_of(model.config, tokenizers[0].size, tokenizers[1].size)
     found = measure_translation(translators, lines, arguments.rounds)
     threads = torch.get_num_threads()
     memory = peak_memory(device, forked=threads if threads > 1 else 0)
     ceilings = measure_ceilings(device, [dtype])
     rows = []
     for speed in found:
-        work = translation_work(cost, config.model, speed.lines, speed.beam, dtype.itemsize)
+        work = translation_work(cost, model.config, speed.lines, speed.beam, dtype.itemsize)
         rows.append(
             {"beam": speed.beam}
             | _facts(speed.rounds, len(speed.lines), work, ceilings, name_of(dtype))
@@ -151,12 +163,41 @@ def _translate(config: Config, path: Path, device: torch.device, arguments: Name
     _print(
         rows,
         f"{len(lines)} lines, translations of {rows[-1]['subwords']:.1f} subwords"
-        + (" (forced)" if arguments.length else ""),
+        + (" (forced)" if arguments.length else "")
+        + f"; {'initial weights' if weights == 'initial' else weights}",
         f"ready after {_seconds(began)}; peak memory {memory / 2**20:,.0f} MiB",
         *_limits(ceilings, None, 0),
     )
     facts = {"unit": "sentences/s", "beams": rows, "lines": len(lines), "forced_length": arguments.length}
-    return facts | {"seconds_to_start": began, "peak_memory": memory}
+    return facts | {"weights": weights, "seconds_to_start": began, "peak_memory": memory}
+
+
+def _decodings(path: Path, arguments: Namespace) -> list[DecodeConfig]:
+    """Beam search for each of --beams, as long as --length says. ConfigError for what cannot be timed."""
+    beams = [number_of("--beams", item) for item in items_of(arguments.beams)]
+    if not beams:
+        raise ConfigError(f"--beams {arguments.beams!r}: name one or more, as in 1,5")
+    lengths = {} if arguments.length is None else forced(arguments.length)
+
+    def decoding(*more: Override) -> DecodeConfig:
+        given = [*arguments.overrides, *more]
+        return decode_config(path, given) if path.is_dir() else load(Config, path, given).decode
+
+    if decoding().search == "sampling":
+        message = "beam search is timed, not sampling"
+        raise ConfigError([Problem("decode.search", message, hint="give --set decode.search=beam")])
+    length = [
+        Override(("decode", key), value, f"--length {arguments.length}") for key, value in lengths.items()
+    ]
+    beam_search = {"search": "beam", "n_best": 1}
+    return [
+        decoding(
+            *(Override(("decode", key), value, "bench") for key, value in beam_search.items()),
+            Override(("decode", "beam"), beam, f"--beams {beam}"),
+            *length,
+        )
+        for beam in beams
+    ]
 
 
 def _facts(

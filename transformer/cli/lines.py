@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ..core.errors import DataError
+from ..core.errors import ConfigError, DataError
 from ..core.streams import STDOUT, written
 from ..data.corpus import Oddities, lines_of, unpacked
 
@@ -62,6 +63,16 @@ def output(path: str | None) -> Iterator[BinaryIO]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with _created(path) as file:
             yield file
+
+
+def require_writable(flag: str, path: Path) -> None:
+    """ConfigError unless a file of this name can be written; what is there stays as it is."""
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: it is a directory; name a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: there is no directory {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{flag} {path}: it cannot be written there")
 
 
 def _created(path: str) -> BinaryIO:

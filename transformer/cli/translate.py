@@ -149,11 +149,10 @@ ENGINES = {"torch": _ours, "ctranslate2": _ctranslate2}
 def decode_config(run: Path, overrides: Sequence[str | Override]) -> DecodeConfig:
     """The run's own decode section with the command line over it; ConfigError for any other section."""
     problems = [
-        Problem(
-            item.partition("=")[0], "a trained run has only decode options", f"--set {item}", "use decode.x=y"
-        )
+        Problem(_key(item), "a trained run has only decode options", source, "use decode.x=y")
         for item in overrides
-        if isinstance(item, str) and "=" in item and item.split(".")[0].strip() != "decode"
+        for source in (f"--set {item}" if isinstance(item, str) else item.source,)
+        if not (isinstance(item, str) and "=" not in item) and _key(item).split(".")[0].strip() != "decode"
     ]
     if problems:
         raise ConfigError(problems)

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from ..training.limits import updates_of
 from ..training.passes import Observer
+from ..training.progress import Progress
 from ..training.trainer import Trainer
 from .ceilings import synchronize
 from .process import age
@@ -19,7 +21,7 @@ from .process import age
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """`rounds`: target tokens/s without padding, each over the same batches.
+    """`rounds`: target tokens/s without padding, each over the same updates; `batches`: their micro-batches.
 
     `padding`: share of the positions, source and target. `first_update`: seconds from the start of the
     process to the end of its first update. `parts`: share of the time, measured in a round of its own that
@@ -27,6 +29,7 @@ class TrainingSpeed:
     """
 
     rounds: Sequence[float]
+    updates: int
     tokens_per_update: float
     padding: tuple[float, float]
     first_update: float | None
@@ -37,28 +40,30 @@ class TrainingSpeed:
 def measure_training(trainer: Trainer, updates: int, rounds: int, warm: int = 3) -> TrainingSpeed:
     """Train `warm` updates that do not count, then `rounds` times the next `updates`, and once for the parts.
 
-    Batches come from the trainer's stream, in order. The model trains on: it is not the same afterwards.
+    Each takes the micro-batches that it takes in a run (`train.accumulate`), in the order of the trainer's
+    stream. The model trains on: it is not the same afterwards.
     """
     device = trainer.device
     trainer.model.train()
-    stream = _batches(trainer)
-    trainer.step([next(stream)])
+    stream = _updates(trainer)
+    trainer.step(next(stream))
     synchronize(device)
     first = age()
     for _ in range(warm):
-        trainer.step([next(stream)])
-    batches = [next(stream) for _ in range(updates)]
+        trainer.step(next(stream))
+    timed = [next(stream) for _ in range(updates)]
+    batches = [batch for micro_batches in timed for batch in micro_batches]
     tokens = sum(batch.target_tokens for batch in batches)
     speeds = []
     for _ in range(rounds):
         synchronize(device)
         begin = time.perf_counter()
-        for batch in batches:
-            trainer.step([batch])
+        for micro_batches in timed:
+            trainer.step(micro_batches)
         synchronize(device)
         speeds.append(tokens / (time.perf_counter() - begin))
     return TrainingSpeed(
-        speeds, tokens / updates, _padding(batches), first, _shares(trainer, updates), batches
+        speeds, updates, tokens / updates, _padding(batches), first, _shares(trainer, updates), batches
     )
 
 
@@ -69,6 +74,7 @@ class Clock(Observer):
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
         self.last = time.perf_counter()
+        self.within = False  # an update, after its first micro-batch
 
     def lap(self, part: str) -> None:
         """What has passed since the last border was `part`."""
@@ -79,7 +85,8 @@ class Clock(Observer):
 
     @contextmanager
     def forward(self, batch: Any) -> Iterator[None]:
-        self.lap("data")
+        self.lap("backward" if self.within else "data")
+        self.within = True
         yield
         self.lap("loss")
 
@@ -88,6 +95,7 @@ class Clock(Observer):
 
     def gradients(self) -> None:
         self.lap("backward")
+        self.within = False
 
     def updated(self) -> None:
         self.lap("optimizer")
@@ -96,22 +104,19 @@ class Clock(Observer):
 def _shares(trainer: Trainer, updates: int) -> dict[str, float]:
     """The parts of `updates` fresh updates, their batches made meanwhile; they add up to 1."""
     before, trainer.observer = trainer.observer, (clock := Clock(trainer.device))
-    stream = _batches(trainer)
+    stream = _updates(trainer)
     clock.lap("start")
     for _ in range(updates):
-        trainer.step([next(stream)])
+        trainer.step(next(stream))
     trainer.observer = before
     del clock.seconds["start"]
     total = sum(clock.seconds.values())
     return {part: seconds / total for part, seconds in clock.seconds.items()}
 
 
-def _batches(trainer: Trainer) -> Iterator[Any]:
-    """Epoch after epoch."""
-    epoch = 0
-    while True:
-        epoch += 1
-        yield from trainer.stream.epoch(epoch)
+def _updates(trainer: Trainer) -> Iterator[list[Any]]:
+    """The micro-batches of each update from the first epoch on, as a run takes them."""
+    return updates_of(trainer.stream, Progress(), trainer.config.accumulate)
 
 
 def _padding(batches: Sequence[Any]) -> tuple[float, float]:

@@ -33,15 +33,21 @@ class Work:
         return max(self.operations / ceilings.products[dtype], self.bytes / ceilings.copy)
 
 
-def training_work(cost: Cost, config: ModelConfig, batches: Sequence[Any]) -> Work:
-    """Of one update on each of `batches`: forward and twice as much backward, and Adam's arrays once."""
+def training_work(
+    cost: Cost, config: ModelConfig, batches: Sequence[Any], updates: int | None = None
+) -> Work:
+    """Forward and twice as much backward on each of `batches`, and for each update Adam's arrays once.
+
+    `updates`: how many these batches make; each is one unless that is told.
+    """
     operations = 0.0
     for batch in batches:
         source = (batch.source != PAD).sum(1).double()
         target = (batch.target_out != PAD).sum(1).double()
         operations += cost.source * source.sum().item() + cost.target * target.sum().item()
         operations += _attention(config, source, target)
-    return Work(3 * operations, _BYTES_OF_AN_UPDATE * cost.parameters * len(batches))
+    steps = len(batches) if updates is None else updates
+    return Work(3 * operations, _BYTES_OF_AN_UPDATE * cost.parameters * steps)
 
 
 def _attention(config: ModelConfig, source: torch.Tensor, target: torch.Tensor) -> float:
