@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from transformer import NORMS, PLACEMENTS, Transformer
 from transformer.core.errors import CheckpointError, ConfigError
@@ -243,22 +244,38 @@ def test_numbers_that_the_device_has_not_are_no_warning(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("more", [{}, {"temperature": 0.9, "top_k": 3, "n_best": 9}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"temperature": 0.9, "top_k": 3, "n_best": 9},
+        {"length_penalty": "wu"},
+        {"length_penalty": "wu", "n_best": 9},
+    ],
+    ids=str,
+)
 def test_who_follows_the_advice_against_sampling_is_refused_no_more(more: dict[str, Any]) -> None:
     config = DecodeConfig(search="sampling", **more)
     (problem,) = cannot(config, None)
-    advised = dict(re.findall(r"decode\.(\w+)=([\d.]+\d|\d)", problem.hint))
+    advised = dict(re.findall(r"decode\.(\w+)=([\w.]+)", problem.hint))
     assert set(advised) == set(more)
-    followed = {**config.model_dump(), **{name: float(value) for name, value in advised.items()}}
+    followed = {**config.model_dump(), **{name: yaml.safe_load(value) for name, value in advised.items()}}
     for search in ("beam", "greedy"):
-        assert not list(cannot(DecodeConfig(**{**followed, "search": search}), None))
+        allowed = DecodeConfig(**{**followed, "search": search})
+        assert not list(allowed.conflicts())
+        assert not list(cannot(allowed, None))
 
 
 @pytest.mark.parametrize(
     ("config", "quantization", "paths"),
     [
         ({"precision": "auto"}, "int8", []),
+        ({"precision": "float32"}, None, []),
+        ({"precision": "int8"}, "int8", []),
+        ({"precision": "int8"}, None, ["decode.precision"]),
+        ({"precision": "int8"}, "float16", ["decode.precision"]),
         ({"precision": "float32"}, "int8", ["decode.precision"]),
+        ({"precision": "float32"}, "float16", ["decode.precision"]),
         ({"precision": "bf16", "search": "sampling"}, None, ["decode.search", "decode.precision"]),
         ({"length_penalty": "wu"}, None, ["decode.length_penalty"]),
         ({"length_penalty": "wu", "search": "greedy"}, None, []),
