@@ -100,7 +100,7 @@ def test_a_line_beyond_the_table_of_positions_is_translated_in_part_and_reported
 
 
 def test_int8_is_smaller_and_tells_what_it_changed(
-    run: Path, exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Path, exported: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     directory = tmp_path / "int8"
     assert export([str(run), "--to", "ctranslate2", str(directory), "--quantization", "int8"]) == 0
@@ -109,7 +109,13 @@ def test_int8_is_smaller_and_tells_what_it_changed(
     assert facts_of(directory)["int8"]["log_p"] > 1e-5  # type: ignore[index]
     assert (directory / "model.bin").stat().st_size < (exported / "model.bin").stat().st_size
     assert translate([str(directory), "--precision", "float32", *SERVED]) == 2
-    assert "the export's numbers are int8" in capfd.readouterr().err
+    assert "the export's numbers are int8, not float32" in capfd.readouterr().err
+    texts = []
+    for precision in ("auto", "int8"):
+        asked = ["--input", str(folder / "valid.en"), "--precision", precision, *SERVED]
+        assert translate([str(directory), *asked]) == 0
+        texts.append(capfd.readouterr().out)
+    assert texts[0] == texts[1]
 
 
 def test_every_reason_is_told_at_once_and_nothing_is_written(
@@ -185,7 +191,7 @@ def test_what_is_no_export_is_never_replaced(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("failure", ["disagreement", "interrupt"])
+@pytest.mark.parametrize("failure", ["disagreement", "disagreement step by step", "interrupt"])
 def test_an_export_that_fails_leaves_what_was_there(
     failure: str, run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,12 +201,13 @@ def test_an_export_that_fails_leaves_what_was_there(
     def fail(*_: object) -> Agreement:
         if failure == "interrupt":
             raise KeyboardInterrupt
-        return Agreement(lines=8, subwords=70, log_p=0.5, greedy_same=8, greedy_loss=0.0)
+        parts = (0.5, 0.0) if failure == "disagreement" else (0.0, 0.5)
+        return Agreement(lines=8, subwords=70, log_p=parts[0], greedy_same=8, greedy_loss=parts[1])
 
     monkeypatch.setattr(command.Lines, "agreement", fail)
     for name in ("kept", "new", "with/parents/new"):
         code = export([str(run), "--to", "ctranslate2", str(tmp_path / name), "--force"])
-        assert code == (2 if failure == "disagreement" else 130)
+        assert code == (130 if failure == "interrupt" else 2)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (directory / "model.bin").read_bytes() == b"as it was"
 
