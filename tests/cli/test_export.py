@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ import transformer.cli.export as command
 from transformer.cli.export import main as export
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
+from transformer.export.manifest import read_manifest
 from transformer.export.verification import Agreement
 
 ODD = "one two\nred\u2028house\nred\x85house\rcat\n\n \nsmall\r\n\ufeffcat\x00one\nlast without end".encode()
@@ -297,12 +299,59 @@ def test_a_damaged_export_is_explained(
 def test_an_edited_export_is_refused(
     edited: dict[str, object], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Whoever computes the manifest's digest anew is told what the value is worth."""
     directory = shutil.copytree(exported, tmp_path / "edited")
-    (directory / "export.json").write_text(json.dumps({**facts_of(exported), **edited}), encoding="utf-8")
+    facts = {**facts_of(exported), **edited}
+    del facts["sha256"]
+    facts["sha256"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    (directory / "export.json").write_text(json.dumps(facts), encoding="utf-8")
     assert translate([str(directory), "--input", str(directory / "export.json"), *SERVED]) == 1
     said = capsys.readouterr().err
     assert "export again" in said
     assert str(directory) in said
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"positions": 24},
+        {"positions": 4096},
+        {"quantization": "int8"},
+        {"quantization": "float16"},
+        {"run": "b"},
+    ],
+    ids=str,
+)
+def test_an_edited_manifest_is_refused_where_its_values_could_be_right(
+    edited: dict[str, object], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, facts = shutil.copytree(exported, tmp_path / "edited"), facts_of(exported)
+    file = directory / "export.json"
+    file.write_text(json.dumps(dict(reversed(facts.items()))), encoding="utf-8")
+    assert read_manifest(directory), "another layout of the same is read"
+    file.write_text(json.dumps({**facts, **edited}), encoding="utf-8")
+    assert translate([str(directory), "--input", str(file), *SERVED]) == 1
+    assert f"{file}: not what was written; export again" in capsys.readouterr().err
+    file.write_text(json.dumps(facts)[:-1] + ', "more": ' + "9" * 5000 + "}", encoding="utf-8")
+    assert translate([str(directory), "--input", str(file), *SERVED]) == 1
+    assert f"{file}: " in capsys.readouterr().err
+
+
+def test_a_configuration_that_was_cut_or_edited_is_refused_until_its_seal_is_taken_out(
+    exported: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The beginning of a configuration is one: without its decode section, the defaults'."""
+    directory = shutil.copytree(exported, tmp_path / "edited")
+    file = directory / "config.yaml"
+    whole = file.read_text(encoding="utf-8")
+    edited = whole.replace("max_length: 12", "max_length: 1")
+    for text in (whole[: whole.index("decode:")], edited):
+        assert text != whole
+        file.write_text(text, encoding="utf-8")
+        assert translate([str(directory), "--input", str(folder / "valid.en"), *SERVED]) == 1
+        assert f"{file}: missing, damaged or edited" in capsys.readouterr().err
+    file.write_text(edited.partition("\n")[2], encoding="utf-8")
+    assert translate([str(directory), "--input", str(folder / "valid.en"), *SERVED]) == 0
 
 
 def test_limits_without_end_make_no_table_without_end(
