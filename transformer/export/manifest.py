@@ -75,8 +75,6 @@ def read_manifest(directory: Path) -> Manifest:
     except ValidationError as error:
         reasons = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors())
         raise CheckpointError(f"{file}: cannot be read: {'; '.join(reasons)}; export again") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}; export again") from error
     # Positions and quantization are nowhere else: another number would be believed.
     if _digest(held) != manifest.sha256:
         raise CheckpointError(f"{file}: not what was written; export again")
