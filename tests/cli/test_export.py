@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ import transformer.cli.export as command
 from transformer.cli.export import main as export
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
+from transformer.export.manifest import read_manifest
 from transformer.export.verification import Agreement
 
 ODD = "one two\nred\u2028house\nred\x85house\rcat\n\n \nsmall\r\n\ufeffcat\x00one\nlast without end".encode()
@@ -100,7 +102,7 @@ def test_a_line_beyond_the_table_of_positions_is_translated_in_part_and_reported
 
 
 def test_int8_is_smaller_and_tells_what_it_changed(
-    run: Path, exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Path, exported: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     directory = tmp_path / "int8"
     assert export([str(run), "--to", "ctranslate2", str(directory), "--quantization", "int8"]) == 0
@@ -109,7 +111,13 @@ def test_int8_is_smaller_and_tells_what_it_changed(
     assert facts_of(directory)["int8"]["log_p"] > 1e-5  # type: ignore[index]
     assert (directory / "model.bin").stat().st_size < (exported / "model.bin").stat().st_size
     assert translate([str(directory), "--precision", "float32", *SERVED]) == 2
-    assert "the export's numbers are int8" in capfd.readouterr().err
+    assert "the export's numbers are int8, not float32" in capfd.readouterr().err
+    texts = []
+    for precision in ("auto", "int8"):
+        asked = ["--input", str(folder / "valid.en"), "--precision", precision, *SERVED]
+        assert translate([str(directory), *asked]) == 0
+        texts.append(capfd.readouterr().out)
+    assert texts[0] == texts[1]
 
 
 def test_every_reason_is_told_at_once_and_nothing_is_written(
@@ -185,7 +193,7 @@ def test_what_is_no_export_is_never_replaced(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("failure", ["disagreement", "interrupt"])
+@pytest.mark.parametrize("failure", ["disagreement", "disagreement step by step", "interrupt"])
 def test_an_export_that_fails_leaves_what_was_there(
     failure: str, run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,12 +203,13 @@ def test_an_export_that_fails_leaves_what_was_there(
     def fail(*_: object) -> Agreement:
         if failure == "interrupt":
             raise KeyboardInterrupt
-        return Agreement(lines=8, subwords=70, log_p=0.5, greedy_same=8, greedy_loss=0.0)
+        parts = (0.5, 0.0) if failure == "disagreement" else (0.0, 0.5)
+        return Agreement(lines=8, subwords=70, log_p=parts[0], greedy_same=8, greedy_loss=parts[1])
 
     monkeypatch.setattr(command.Lines, "agreement", fail)
     for name in ("kept", "new", "with/parents/new"):
         code = export([str(run), "--to", "ctranslate2", str(tmp_path / name), "--force"])
-        assert code == (2 if failure == "disagreement" else 130)
+        assert code == (130 if failure == "interrupt" else 2)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (directory / "model.bin").read_bytes() == b"as it was"
 
@@ -290,12 +299,59 @@ def test_a_damaged_export_is_explained(
 def test_an_edited_export_is_refused(
     edited: dict[str, object], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Whoever computes the manifest's digest anew is told what the value is worth."""
     directory = shutil.copytree(exported, tmp_path / "edited")
-    (directory / "export.json").write_text(json.dumps({**facts_of(exported), **edited}), encoding="utf-8")
+    facts = {**facts_of(exported), **edited}
+    del facts["sha256"]
+    facts["sha256"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    (directory / "export.json").write_text(json.dumps(facts), encoding="utf-8")
     assert translate([str(directory), "--input", str(directory / "export.json"), *SERVED]) == 1
     said = capsys.readouterr().err
     assert "export again" in said
     assert str(directory) in said
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"positions": 24},
+        {"positions": 4096},
+        {"quantization": "int8"},
+        {"quantization": "float16"},
+        {"run": "b"},
+    ],
+    ids=str,
+)
+def test_an_edited_manifest_is_refused_where_its_values_could_be_right(
+    edited: dict[str, object], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, facts = shutil.copytree(exported, tmp_path / "edited"), facts_of(exported)
+    file = directory / "export.json"
+    file.write_text(json.dumps(dict(reversed(facts.items()))), encoding="utf-8")
+    assert read_manifest(directory), "another layout of the same is read"
+    file.write_text(json.dumps({**facts, **edited}), encoding="utf-8")
+    assert translate([str(directory), "--input", str(file), *SERVED]) == 1
+    assert f"{file}: not what was written; export again" in capsys.readouterr().err
+    file.write_text(json.dumps(facts)[:-1] + ', "more": ' + "9" * 5000 + "}", encoding="utf-8")
+    assert translate([str(directory), "--input", str(file), *SERVED]) == 1
+    assert f"{file}: " in capsys.readouterr().err
+
+
+def test_a_configuration_that_was_cut_or_edited_is_refused_until_its_seal_is_taken_out(
+    exported: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The beginning of a configuration is one: without its decode section, the defaults'."""
+    directory = shutil.copytree(exported, tmp_path / "edited")
+    file = directory / "config.yaml"
+    whole = file.read_text(encoding="utf-8")
+    edited = whole.replace("max_length: 12", "max_length: 1")
+    for text in (whole[: whole.index("decode:")], edited):
+        assert text != whole
+        file.write_text(text, encoding="utf-8")
+        assert translate([str(directory), "--input", str(folder / "valid.en"), *SERVED]) == 1
+        assert f"{file}: missing, damaged or edited" in capsys.readouterr().err
+    file.write_text(edited.partition("\n")[2], encoding="utf-8")
+    assert translate([str(directory), "--input", str(folder / "valid.en"), *SERVED]) == 0
 
 
 def test_limits_without_end_make_no_table_without_end(

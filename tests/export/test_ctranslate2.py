@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from transformer import NORMS, PLACEMENTS, Transformer
 from transformer.core.errors import CheckpointError, ConfigError
@@ -20,7 +21,7 @@ from transformer.decoding.penalties import average
 from transformer.export.conversion import write_model
 from transformer.export.engine import CTranslate2, cannot
 from transformer.export.folding import fold
-from transformer.export.verification import TOLERANCE, Lines
+from transformer.export.verification import TOLERANCE, Agreement, Lines
 from transformer.modules.folded import Wiring
 
 V, ROWS = 19, 24
@@ -140,6 +141,37 @@ def test_a_cross_attention_without_its_norms_is_noticed(tmp_path: Path) -> None:
     assert lines_of(model).agreement(engine).holds
 
 
+@pytest.mark.parametrize("part", ["log_p", "greedy_loss"])
+def test_an_agreement_holds_where_both_numbers_are_within_their_tolerance(part: str) -> None:
+    allowed = TOLERANCE if part == "log_p" else 2 * TOLERANCE  # a choice compares two numbers
+
+    def holds(found: float) -> bool:
+        figures = {"log_p": 0.0, "greedy_loss": 0.0, part: found}
+        return Agreement(lines=1, subwords=2, greedy_same=1, **figures).holds
+
+    assert all(map(holds, (0.0, allowed / 2, allowed)))
+    assert not any(map(holds, (allowed * 1.01, 1.0, math.inf, math.nan)))
+
+
+def early(search: Any) -> Any:
+    """Searches that end a subword too soon, as a cache that is wrong from some column on makes them."""
+    return lambda *asked: [[ids[:-1] for ids in each] for each in search(*asked)]
+
+
+def test_an_export_that_is_wrong_step_by_step_alone_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of()
+    engine, lines = engine_of(model, tmp_path), lines_of(model)
+    assert lines.agreement(engine).holds
+    monkeypatch.setattr(engine, "_search", early(engine._search))
+    agreement = lines.agreement(engine)
+    assert agreement.log_p < 1e-5
+    assert agreement.greedy_loss > 2 * TOLERANCE
+    assert agreement.greedy_same < agreement.lines
+    assert not agreement.holds
+
+
 def test_int8_is_near_and_its_outputs_are_scored(tmp_path: Path) -> None:
     model = model_of(placement="deepnorm", d_model=32)
     engine = engine_of(model, tmp_path, "int8")
@@ -205,6 +237,25 @@ def test_greedy_search_finds_what_ours_finds(pair: tuple[Models, CTranslate2]) -
     assert any(len(found[0]) == r.limits.cap for r, found in zip(asked, expected, strict=True))
 
 
+@pytest.mark.parametrize("search", [{"search": "greedy"}, {"beam": 3, "n_best": 3}], ids=str)
+def test_hypotheses_are_as_long_as_they_have_to_be(search: dict[str, Any], tmp_path: Path) -> None:
+    """Of a model that ends each sentence as soon as it may; a limit below the shortest length goes first."""
+    model = model_of(tie_embeddings="none")
+    with torch.no_grad():
+        model.decoder.final_norm.bias *= 5
+        model.output.weight[EOS] = 0.1 * model.decoder.final_norm.bias
+    ours, engine = Models([model], "float32"), engine_of(model, tmp_path)
+    for shortest in (0, 3):
+        decode = DecodeConfig(min_length=shortest, **search)
+        asked = [Request(r.number, r.source, Limits(r.limits.longest, shortest)) for r in requests(2)]
+        with ours.working():
+            expected = ours.search(asked, decode)
+        for request, found, wanted in zip(asked, engine.search(asked, decode), expected, strict=True):
+            assert found[0].tokens == wanted[0].tokens
+            assert len(found[0].tokens) == min(shortest, request.limits.cap)
+            assert all(len(h.tokens) >= min(shortest, request.limits.cap) for h in found)
+
+
 def test_what_is_not_a_number_is_an_error(tmp_path: Path) -> None:
     model = model_of()
     with torch.no_grad():
@@ -243,22 +294,38 @@ def test_numbers_that_the_device_has_not_are_no_warning(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("more", [{}, {"temperature": 0.9, "top_k": 3, "n_best": 9}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"temperature": 0.9, "top_k": 3, "n_best": 9},
+        {"length_penalty": "wu"},
+        {"length_penalty": "wu", "n_best": 9},
+    ],
+    ids=str,
+)
 def test_who_follows_the_advice_against_sampling_is_refused_no_more(more: dict[str, Any]) -> None:
     config = DecodeConfig(search="sampling", **more)
     (problem,) = cannot(config, None)
-    advised = dict(re.findall(r"decode\.(\w+)=([\d.]+\d|\d)", problem.hint))
+    advised = dict(re.findall(r"decode\.(\w+)=([\w.]+)", problem.hint))
     assert set(advised) == set(more)
-    followed = {**config.model_dump(), **{name: float(value) for name, value in advised.items()}}
+    followed = {**config.model_dump(), **{name: yaml.safe_load(value) for name, value in advised.items()}}
     for search in ("beam", "greedy"):
-        assert not list(cannot(DecodeConfig(**{**followed, "search": search}), None))
+        allowed = DecodeConfig(**{**followed, "search": search})
+        assert not list(allowed.conflicts())
+        assert not list(cannot(allowed, None))
 
 
 @pytest.mark.parametrize(
     ("config", "quantization", "paths"),
     [
         ({"precision": "auto"}, "int8", []),
+        ({"precision": "float32"}, None, []),
+        ({"precision": "int8"}, "int8", []),
+        ({"precision": "int8"}, None, ["decode.precision"]),
+        ({"precision": "int8"}, "float16", ["decode.precision"]),
         ({"precision": "float32"}, "int8", ["decode.precision"]),
+        ({"precision": "float32"}, "float16", ["decode.precision"]),
         ({"precision": "bf16", "search": "sampling"}, None, ["decode.search", "decode.precision"]),
         ({"length_penalty": "wu"}, None, ["decode.length_penalty"]),
         ({"length_penalty": "wu", "search": "greedy"}, None, []),

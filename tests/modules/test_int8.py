@@ -156,6 +156,30 @@ def test_zeros_are_zeros_and_the_largest_is_whole() -> None:
 
 
 @needed
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("small", ["x", "weight"])
+def test_rows_of_zeros_and_of_tiny_magnitudes_are_off_by_half_a_step_at_most(small: str, bias: bool) -> None:
+    """A step is a 127th of the row's largest magnitude, at least the smallest normal number: 1.2e-38."""
+    magnitudes = torch.tensor([0.0, 1e-45, 1e-40, 1e-38, 3e-38, 1e-37, 1e-36, 1e-35, 1.0])
+    tiny = magnitudes[:, None] * torch.tensor([1.0, 0.8, -0.3, 0.1])
+    large = 1e30 * torch.tensor([[1.0, 1.0, -1.0, 0.5], [-0.2, -1.0, 0.3, 1.0]])
+    x, weight = (tiny, large) if small == "x" else (large, tiny)
+    shift = 1e-8 * torch.arange(1.0, len(weight) + 1) if bias else None
+    ours = int8_product(weight, shift)(x).double().numpy()
+    x, weight = x.double().numpy(), weight.double().numpy()
+    steps = [np.maximum(np.abs(m).max(1) / 127, 2.0**-126) for m in (x, weight)]
+    bound = (
+        np.outer(steps[0], np.abs(weight).sum(1)) / 2
+        + np.outer(np.abs(x).sum(1), steps[1]) / 2
+        + x.shape[1] * np.outer(*steps) / 4
+    )
+    exact = x @ weight.T + (0 if shift is None else shift.double().numpy())
+    assert (np.abs(ours - exact) <= bound * (1 + 1e-4) + 1e-6 * np.abs(exact)).all()
+    of_zeros = (0, slice(None)) if small == "x" else (slice(None), 0)
+    np.testing.assert_array_equal(ours[of_zeros], exact[of_zeros])
+
+
+@needed
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so(broken: float) -> None:
     x = torch.ones(2, 8)

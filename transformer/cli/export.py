@@ -11,6 +11,7 @@ from typing import Any
 from ..core.errors import ConfigError, DataError
 from ..core.loading import to_yaml
 from ..core.rundir import CONFIG_FILE
+from ..core.seal import sealed
 from ..data.dataset import read_parallel
 from ..decoding.config import DecodeConfig
 from ..export.conversion import ctranslate2, write_model
@@ -107,7 +108,7 @@ def _write(
     """All files, each verified; ConfigError where the float32 export is not the model."""
     tokenizers = run.source_tokenizer, run.target_tokenizer
     decode = run.config.decode.model_copy(update={"precision": "auto"})
-    text = to_yaml(run.config.model_copy(update={"decode": decode}))
+    text = sealed(to_yaml(run.config.model_copy(update={"decode": decode})))
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     write_tokenizers(folder, *tokenizers)
     positions = min(len(plain.encoder.positions), len(plain.decoder.positions))

@@ -19,6 +19,7 @@ from ..core.disk import sync_directory, sync_file
 from ..core.errors import CheckpointError, Problem
 from ..core.reading import read_json
 from ..core.rundir import CONFIG_FILE, TOKENIZERS
+from ..core.seal import broken
 from ..data.tokenizer import JOINT, SOURCE, TARGET, Tokenizer, load_tokenizers
 from .engine import CTranslate2
 from .manifest import ENGINE_FILES, ENGINES, MANIFEST, MODEL, digests, read_manifest
@@ -116,6 +117,12 @@ def write_tokenizers(directory: Path, source: Tokenizer, target: Tokenizer) -> N
 def open_export(directory: Path, device: torch.device | None = None, threads: int = 0) -> Served:
     """Load an export. Raises CheckpointError, with the file's name, where one is missing or has changed."""
     manifest = read_manifest(directory)
+    config = directory / CONFIG_FILE
+    if not config.is_file() or broken(config.read_text(encoding="utf-8", errors="surrogateescape")):
+        raise CheckpointError(
+            f"{config}: missing, damaged or edited after it was written; export again, or take out its first"
+            " line if what it says is what you want"
+        )
     changed = dict(manifest.files.items() ^ digests(directory).items())
     if changed:
         raise CheckpointError(f"{directory / min(changed)}: missing, or not what was written; export again")

@@ -30,19 +30,25 @@ def cannot(config: DecodeConfig, quantization: str | None) -> Iterator[Problem]:
     """Options that CTranslate2 has no words for: refused, never ignored."""
     if config.search not in ("beam", "greedy"):
         message = f"CTranslate2 cannot be given the seed of each line's {config.search}"
-        # What another search would refuse next is told with it.
-        others = [problem.path for problem in config.model_copy(update={"search": "beam"}).conflicts()]
+        # What would be refused next of the search that is advised is told with it.
+        advised = config.model_copy(update={"search": "beam"})
+        others = [problem.path for problem in advised.conflicts()]
+        others += ["length_penalty"] if _lacks_penalty(advised) else []
         neutral = ", ".join(f"decode.{name}={DecodeConfig.model_fields[name].default}" for name in others)
         hint = "use beam or greedy" + (f" with {neutral}" if neutral else "")
         yield Problem("decode.search", message, hint=f"{hint}, or translate with the run itself")
-    ranked = config.search == "beam" and config.beam > 1 and config.alpha > 0
-    if ranked and config.length_penalty not in EXPONENTS:
+    if _lacks_penalty(config):
         message = f"CTranslate2's beam search has no penalty {config.length_penalty!r}"
         yield Problem("decode.length_penalty", message, hint=f"use {' or '.join(EXPONENTS)}")
-    if config.precision != "auto" and (config.precision != "float32" or quantization):
-        made = quantization or "float32"
+    if config.precision not in ("auto", made := quantization or "float32"):
         message = f"the export's numbers are {made}, not {config.precision}"
         yield Problem("decode.precision", message, hint="leave it at auto, or export again")
+
+
+def _lacks_penalty(config: DecodeConfig) -> bool:
+    """Do hypotheses compete under a length penalty that CTranslate2 has not?"""
+    ranked = config.search == "beam" and config.beam > 1 and config.alpha > 0
+    return ranked and config.length_penalty not in EXPONENTS
 
 
 class CTranslate2:

@@ -1,6 +1,7 @@
 """export.json: what an export is made of, and the digests by which its files are known again.
 
-It holds more than is read back: the weights' header, the wiring, and all figures of the verification.
+It holds more than is read back: the weights' header, the wiring, and all figures of the verification. All of
+it is under a digest of its own, `sha256`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import CheckpointError
+from ..core.reading import read_json
 
 MANIFEST = "export.json"
-Format = Literal[2]
+Format = Literal[3]
 Engine = Literal["ctranslate2"]
 Quantization = Literal["int8", "float16"]
 (FORMAT,) = get_args(Format)
@@ -46,11 +48,13 @@ class Manifest(BaseModel):
     positions: int = Field(ge=2)
     tokenizers: Digests
     files: dict[str, str]
+    sha256: str
 
 
 def write_manifest(directory: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the facts with the digests of the engine's files; return all of it."""
+    """Write the facts with the digests of the engine's files and of all this; return all of it."""
     manifest = {"format": FORMAT, **facts, "files": digests(directory)}
+    manifest["sha256"] = _digest(manifest)
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     (directory / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
     return manifest
@@ -65,10 +69,22 @@ def read_manifest(directory: Path) -> Manifest:
             " write one with `python -m transformer export RUN --to ctranslate2 DIR`"
         )
     try:
-        return Manifest.model_validate_json(file.read_bytes())
+        content = file.read_bytes()
+        manifest = Manifest.model_validate_json(content)
+        held = read_json(content)
     except ValidationError as error:
         reasons = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors())
         raise CheckpointError(f"{file}: cannot be read: {'; '.join(reasons)}; export again") from error
+    # Positions and quantization are nowhere else: another number would be believed.
+    if _digest(held) != manifest.sha256:
+        raise CheckpointError(f"{file}: not what was written; export again")
+    return manifest
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a manifest holds beside it, however it is laid out."""
+    held = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
 def digests(directory: Path) -> dict[str, str]:
