@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from transformer.cli import doctor, machine
+from transformer.cli import doctor, machine, torch_facts
 from transformer.cli.doctor import EXTRAS, Finding, examine
-from transformer.cli.machine import Facts, Package, Place, Torch, cgroup_limits, packages, place
+from transformer.cli.machine import (
+    DANGLING,
+    GONE,
+    Facts,
+    Package,
+    Place,
+    cgroup_limits,
+    packages,
+    place,
+)
+from transformer.cli.torch_facts import Torch
 from transformer.core.versions import satisfies
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +74,10 @@ def at(facts: Facts, what: str, **values: object) -> Facts:
     )
 
 
+def unwritable(what: str, error: str) -> Facts:
+    return at(SOUND, what, writable=False, error=error)
+
+
 def torch_with(**values: object) -> Facts:
     return replace(SOUND, torch=replace(SOUND.torch, **values))  # type: ignore[arg-type]
 
@@ -77,6 +96,12 @@ CONDITIONS: dict[str, tuple[Facts, str, str, str]] = {
         "trial",
         "wrong",
         "--device cpu",
+    ),
+    "torch that ends its process": (
+        replace(SOUND, torch=Torch("2.13.0+cpu", error="the process ended with signal 4")),
+        "trial",
+        "wrong",
+        "install torch anew",
     ),
     "a GPU without CUDA": (replace(SOUND, nvidia=True), "device", "note", "nvidia-smi"),
     "no bf16": (torch_with(fast_bf16=False, reports=()), "precision", "note", "auto"),
@@ -99,6 +124,20 @@ CONDITIONS: dict[str, tuple[Facts, str, str, str]] = {
         "data cache",
         "wrong",
         "data.cache",
+    ),
+    "a directory that is gone": (unwritable("current directory", GONE), "current directory", "wrong", "cd"),
+    "a dangling link": (unwritable("data cache", DANGLING), "data cache", "wrong", "delete the link"),
+    "no file may grow": (
+        unwritable("data cache", os.strerror(errno.EFBIG)),
+        "data cache",
+        "wrong",
+        "ulimit -f unlimited",
+    ),
+    "a name that is too long": (
+        unwritable("data cache", os.strerror(errno.ENAMETOOLONG)),
+        "data cache",
+        "wrong",
+        "shorter",
     ),
     "no place for temporary files": (
         at(SOUND, "temporary files", writable=False),
@@ -151,6 +190,74 @@ def test_what_auto_precision_takes_is_told_with_its_reason() -> None:
     assert "bf16: the GPU" in words(torch_with(gpus=("H200, 140 GiB, compute capability 9.0",)))
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        *(
+            (value, "is no number of threads")
+            for value in ("²", "1" * 5000, "0" * 5000 + "1", "0", "-1", "a")
+        ),
+        *((value, "keeps torch from using") for value in ("1", " 01 ", "1,4")),
+        *((value, None) for value in ("2", "2,1", "", None)),
+    ],
+    ids=lambda value: str(value)[:9],
+)
+def test_a_number_of_threads_is_read_as_openmp_does(value: str | None, said: str | None) -> None:
+    poor = [finding for finding in examine(replace(SOUND, omp_threads=value)) if finding.state != "ok"]
+    assert [finding.topic for finding in poor] == (["threads"] if said else [])
+    for finding in poor:
+        assert said
+        assert said in finding.found
+        assert len(finding.found) < 80
+        assert "unset it" in finding.remedy
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_that_the_console_cannot_show_are_escaped(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = io.BytesIO()
+    with io.TextIOWrapper(told, encoding=encoding) as console:
+        monkeypatch.setattr(sys, "stdout", console)
+        assert run(monkeypatch, at(SOUND, "data cache", path="\udcff/é")) == 0
+        assert b"\\udcff/" in told.getvalue()
+
+
+def test_a_torch_that_ends_its_process_is_a_finding_among_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code = "import os, sys\nprint('no such instruction', file=sys.stderr, flush=True)\nos.abort()\n"
+    (tmp_path / "torch.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert doctor.main([]) == 1
+    told = capsys.readouterr().out
+    assert re.search(r"^wrong +torch +.* signal 6 .*: no such instruction\n +-> ", told, re.MULTILINE)
+    assert "temporary files" in told
+
+
+def test_a_torch_that_cannot_be_tried_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    assert "no process" in torch_facts.look_at_torch().error
+
+
+def test_a_deleted_directory_is_a_finding_and_torch_is_tried_from_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """MKL ends a process whose directory is gone."""
+    code = "import os\ntry: os.getcwd()\nexcept OSError: os._exit(2)\nraise ImportError('all is there')\n"
+    (tmp_path / "torch.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert doctor.main([]) == 1
+    told = capsys.readouterr().out
+    assert "all is there" in told
+    for topic in ("current directory", "data cache"):
+        assert re.search(rf"^wrong +{topic} .*deleted\n +-> change to a directory", told, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("starts_warm")
 def test_this_machine_can_be_looked_at(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code = doctor.main(["--json", "--cache", str(tmp_path / "made" / "later")])
     told = json.loads(capsys.readouterr().out)
@@ -164,8 +271,8 @@ def test_this_machine_can_be_looked_at(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_the_trial_fails_where_an_update_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machine._trial("cpu") == ""
-    assert "no such device" in machine._trial("no such device") or "Expected" in machine._trial(
+    assert torch_facts._trial("cpu") == ""
+    assert "no such device" in torch_facts._trial("no such device") or "Expected" in torch_facts._trial(
         "no such device"
     )
 
@@ -235,13 +342,63 @@ def test_a_place_is_tried_by_writing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("tmp*"))
 
 
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """No file of this process may become larger."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Not root, who may enter every directory."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_why_a_place_cannot_be_written_is_told(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    with nobody():
+        refused = place("cache", closed / "a" / "b")
+    closed.chmod(0o700)
+    assert (refused.writable, refused.error) == (False, os.strerror(errno.EACCES))
+    long = "a" * 300
+    for path in (tmp_path / long, tmp_path / "not" / long / "yet"):
+        assert place("cache", path).error == os.strerror(errno.ENAMETOOLONG)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "at all")
+    for path in (tmp_path / "link", tmp_path / "link" / "below"):
+        assert place("cache", path).error == DANGLING
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert place("cache", tmp_path / "loop").error == os.strerror(errno.ELOOP)
+    with limited(0):
+        full = place("cache", tmp_path)
+    assert (full.writable, full.error) == (False, os.strerror(errno.EFBIG))
+    assert place("cache", tmp_path) == Place("cache", str(tmp_path), full.free, True)
+
+
 @pytest.mark.parametrize(("command", "code"), [("doctor", 1), ("train", 1)])
-def test_without_torch_there_is_a_message(command: str, code: int) -> None:
-    program = (
-        "import sys; sys.modules['torch'] = None; from transformer.__main__ import main; sys.exit(main())"
-    )
+def test_without_torch_there_is_a_message(command: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('no torch', name='torch')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run(
-        [sys.executable, "-c", program, command], capture_output=True, text=True, cwd=ROOT, timeout=60
+        [sys.executable, "-m", "transformer", command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=60,
     )
     assert done.returncode == code
     assert "Traceback" not in done.stderr

@@ -59,6 +59,7 @@ def test_a_full_disk_is_an_error_and_not_a_traceback(
 
 
 @full_disk
+@pytest.mark.usefixtures("starts_warm")
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -6,7 +6,11 @@ Nothing but Python has to be installed for this command.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +18,7 @@ from typing import Literal
 
 from ..core.streams import show
 from ..core.versions import satisfies
-from .machine import Facts, Package, Place, look
+from .machine import DANGLING, GONE, Facts, Package, Place, look
 
 OLDEST_PYTHON = (3, 10)
 GIB = 1 << 30
@@ -26,6 +30,12 @@ EXTRAS = {
     "ctranslate2": "export to CTranslate2, and translation by it",
     "test": "the test suite",
     "dev": "formatting, linting and types",
+}
+REMEDIES = {  # of what keeps a place from being written; else another place is to be chosen
+    GONE: "change to a directory that exists: cd",
+    DANGLING: "delete the link, or make the directory that it names",
+    os.strerror(errno.ENAMETOOLONG): "choose a shorter name",
+    os.strerror(errno.EFBIG): "lift the limit on the size of files: ulimit -f unlimited",
 }
 INSTALL = "pip install -c constraints.txt"
 
@@ -65,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = json.dumps(found, indent=2)
     else:
         text = "\n".join([*map(shown, findings), *_summary(findings)])
-    return show(text) or (0 if able else 1)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return show(text.encode(encoding, "backslashreplace").decode(encoding)) or (0 if able else 1)
 
 
 def shown(finding: Finding) -> str:
@@ -108,7 +119,9 @@ def _torch(facts: Facts) -> Iterator[Finding]:
     build = f"built for CUDA {torch.cuda}" if torch.cuda else "built for CPUs"
     yield Finding("torch", "ok", f"{torch.version}, {build}")
     if torch.error:
-        remedy = "try --device cpu; else install torch anew for this machine's driver: https://pytorch.org"
+        unwritten = any(p.what == "temporary files" and not p.writable for p in facts.places)
+        remedy = "mend first what is said of temporary files below; " if unwritten else ""
+        remedy += "try --device cpu; else install torch anew for this machine's driver: https://pytorch.org"
         yield Finding("trial", "wrong", f"one update of a small model fails: {torch.error}", remedy)
     else:
         yield Finding("trial", "ok", "one update of a small model works")
@@ -129,7 +142,7 @@ def _devices(facts: Facts) -> Iterator[Finding]:
 
 def _precision(facts: Facts) -> Iterator[Finding]:
     torch = facts.torch
-    if not torch.version:
+    if not torch.capability:  # torch told nothing
         return
     device = "the GPU" if torch.gpus else f"the CPU ({torch.capability})"
     reports = f" with {' and '.join(torch.reports)}" if torch.reports and not torch.gpus else ""
@@ -146,7 +159,7 @@ def _precision(facts: Facts) -> Iterator[Finding]:
 
 
 def _kernels(facts: Facts) -> Iterator[Finding]:
-    if not facts.torch.version or facts.torch.gpus:
+    if not facts.torch.capability or facts.torch.gpus:
         return
     if facts.torch.onednn:
         yield Finding("oneDNN", "ok", "large float32 products of training are oneDNN's")
@@ -214,9 +227,20 @@ def _cpus(facts: Facts) -> Iterator[Finding]:
         )
     else:
         yield Finding("cpus", "ok", share)
-    if facts.omp_threads and facts.omp_threads.isdigit() and int(facts.omp_threads) < usable:
+    yield from _threads(facts.omp_threads or "", usable)
+
+
+def _threads(omp: str, usable: int) -> Iterator[Finding]:
+    """OMP_NUM_THREADS: a number, or one for each level of nested loops."""
+    if not omp:
+        return
+    if not re.fullmatch(r"\s*0{0,9}[1-9][0-9]{0,8}\s*(,[\s0-9]+)*", omp, re.ASCII):
+        remedy = f"unset it, or export OMP_NUM_THREADS={usable}"
+        found = f"OMP_NUM_THREADS={omp[:20]!r}{'...' * (len(omp) > 20)} is no number of threads"
+        yield Finding("threads", "note", found, remedy)
+    elif (threads := int(omp.partition(",")[0])) < usable:
         remedy = f"unset it, or --set train.threads={usable}, unless other runs use the rest"
-        found = f"OMP_NUM_THREADS={facts.omp_threads} keeps torch from using {usable} CPUs"
+        found = f"OMP_NUM_THREADS={threads} keeps torch from using {usable} CPUs"
         yield Finding("threads", "note", found, remedy)
 
 
@@ -238,7 +262,9 @@ def _places(facts: Facts) -> Iterator[Finding]:
     for place in facts.places:
         found = f"{place.path}: {_size(place.free)} free"
         if not place.writable:
-            yield Finding(place.what, "wrong", f"{place.path}: cannot be written", _elsewhere(place))
+            why = f": {place.error}" if place.error else ""
+            remedy = REMEDIES.get(place.error) or _elsewhere(place)
+            yield Finding(place.what, "wrong", f"{place.path}: cannot be written{why}", remedy)
         elif place.free < LITTLE_ROOM:
             remedy = f"delete what is not needed, or {_elsewhere(place)}"
             yield Finding(place.what, "note" if place.free >= ROOM else "wrong", found, remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
 import os
@@ -15,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.cpus import usable_cpus
+from .torch_facts import Torch, look_at_torch
 
 DISTRIBUTION = "prepost-transformer"
+GONE = "the current directory has been deleted"
+DANGLING = "a link to what is not there"
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -31,27 +35,14 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Torch:
-    """`error`: why it cannot be imported or cannot make one small update of a model; empty if it can."""
-
-    version: str = ""
-    error: str = ""
-    cuda: str | None = None  # version it was built for
-    gpus: tuple[str, ...] = ()
-    capability: str = ""  # vector instructions that torch uses on this CPU
-    reports: tuple[str, ...] = ()  # of AVX512-BF16 and AMX, those that the CPU has
-    fast_bf16: bool = False
-    onednn: bool = False
-
-
-@dataclass(frozen=True)
 class Place:
-    """A directory that is written: where, bytes free, and whether it can be."""
+    """A directory that is written: where, bytes free, whether it can be, and why not."""
 
     what: str
     path: str
     free: int
     writable: bool
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,7 @@ def look(cache: Path) -> Facts:
         python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
         system=platform.system(),
         processor=platform.machine(),
-        torch=_torch(),
+        torch=look_at_torch(),
         packages=tuple(packages()),
         compiler=next(filter(None, map(shutil.which, _compilers())), None),
         nvidia=shutil.which("nvidia-smi") is not None,
@@ -95,7 +86,7 @@ def look(cache: Path) -> Facts:
         memory_available=available,
         memory_limit=limit,
         places=(
-            place("current directory", Path.cwd()),
+            place("current directory", Path()),
             place("data cache", cache),
             place("temporary files", _temporary()),
         ),
@@ -116,23 +107,48 @@ def _compilers() -> Iterator[str]:
 
 
 def place(what: str, path: Path) -> Place:
-    """A directory, or the nearest one above it that is there, since it would be made."""
-    there = path.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
+    """A directory, or the nearest one above it that is there, since it would be made; tried by writing."""
+    there, free = path, 0
     try:
-        free = shutil.disk_usage(there).free
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError:
-        return Place(what, str(path), free=_free(there), writable=False)
-    return Place(what, str(path), free=free, writable=True)
+        there = _absolute(path)
+        nearest = _nearest(there)
+        free = shutil.disk_usage(nearest).free
+        with tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
+            file.write(b"x")
+    except OSError as error:
+        return Place(what, _name(path, there), free, writable=False, error=error.strerror or str(error))
+    return Place(what, _name(path, there), free, writable=True)
 
 
-def _free(path: Path) -> int:
+def _absolute(path: Path) -> Path:
     try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return 0
+        return path.absolute()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, GONE) from error
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or what is above it and there; OSError where the rest cannot be made below that."""
+    there = path
+    while True:
+        try:
+            there.stat()
+            break
+        except FileNotFoundError:
+            if there.is_symlink():
+                raise FileNotFoundError(errno.ENOENT, DANGLING) from None
+            if there == there.parent:  # a drive that is not there
+                raise
+            there = there.parent
+    longest = os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    if any(len(os.fsencode(name)) > longest for name in path.relative_to(there).parts):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    return there
+
+
+def _name(path: Path, there: Path) -> str:
+    """As it was given; the current directory by its name."""
+    return str(path if path.name else there)
 
 
 def packages() -> Iterator[Package]:
@@ -167,71 +183,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _torch() -> Torch:
-    try:
-        import torch
-    except Exception as error:  # a broken installation fails in many ways
-        return Torch(error=_first_line(error))
-    try:
-        from ..modules.precision import fast_bf16
-        from ..modules.products import has_onednn
-        from .runs import pick_device
-
-        device = pick_device("auto")
-        return Torch(
-            version=torch.__version__,
-            error=_trial(device),
-            cuda=torch.version.cuda,
-            gpus=tuple(_gpus(torch.cuda.device_count())),
-            capability=torch.backends.cpu.get_cpu_capability(),
-            reports=tuple(_reports()),
-            fast_bf16=fast_bf16(device),
-            onednn=has_onednn(),
-        )
-    except Exception as error:
-        return Torch(version=torch.__version__, error=_first_line(error))
-
-
-def _gpus(count: int) -> Iterator[str]:
-    import torch
-
-    for number in range(count):
-        found = torch.cuda.get_device_properties(number)
-        memory = found.total_memory / 2**30
-        yield f"{found.name}, {memory:.0f} GiB, compute capability {found.major}.{found.minor}"
-
-
-def _reports() -> Iterator[str]:
-    import torch
-
-    for name, text in (("_is_avx512_bf16_supported", "AVX512-BF16"), ("_is_amx_tile_supported", "AMX")):
-        if getattr(torch.cpu, name, lambda: False)():
-            yield text
-
-
-def _trial(device: object) -> str:
-    """Why one update of a small model fails on the device; empty if it does not."""
-    import torch
-
-    from ..model.transformer import Transformer
-
-    try:
-        model = Transformer(8, 8, d_model=8, heads=2, d_ff=8, encoder_layers=1, decoder_layers=1)
-        model.to(device)  # type: ignore[call-overload]
-        ids = torch.tensor([[4, 5, 3]], device=model.output_weight.device)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        model(ids, ids).logsumexp(-1).sum().backward()
-        optimizer.step()
-        finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
-    except Exception as error:
-        return _first_line(error)
-    return "" if finite else "the weights are not finite after one update"
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _memory() -> tuple[int, int]:

@@ -1,0 +1,133 @@
+"""What torch can do here, tried in a process of its own: a library that ends its process ends only that."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Torch:
+    """`error`: why it cannot be imported or cannot make one small update of a model; empty if it can."""
+
+    version: str = ""
+    error: str = ""
+    cuda: str | None = None  # version it was built for
+    gpus: tuple[str, ...] = ()
+    capability: str = ""  # vector instructions that torch uses on this CPU
+    reports: tuple[str, ...] = ()  # of AVX512-BF16 and AMX, those that the CPU has
+    fast_bf16: bool = False
+    onednn: bool = False
+
+
+def look_at_torch() -> Torch:
+    """What another process tells, from a directory that is there; MKL ends one whose directory is not."""
+    path = os.pathsep.join(filter(None, sys.path))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", f"from {__name__} import tell; tell()"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+            env={**os.environ, "PYTHONPATH": path},
+            cwd=ROOT,
+        )
+    except OSError as error:
+        return Torch(error=f"no process can be started to try it: {error.strerror}")
+    told = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    values = json.loads(told[-1]) if told else {}
+    if done.returncode:
+        return Torch(**{**values, "gpus": (), "reports": (), "error": _end(done)})
+    if done.stderr and sys.stderr:  # warnings
+        sys.stderr.write(done.stderr)
+    return Torch(**{**values, "gpus": tuple(values["gpus"]), "reports": tuple(values["reports"])})
+
+
+def _end(done: subprocess.CompletedProcess[str]) -> str:
+    """How the process ended, and the last that it said."""
+    code = done.returncode
+    how = f"exit code {code}" if code > 0 else f"signal {-code} ({signal.strsignal(-code)})"
+    said = done.stderr.strip().splitlines()
+    return f"the process ended with {how}{': ' + said[-1] if said else ''}"
+
+
+def tell() -> None:
+    """Print a line of JSON as soon as torch is imported, and one when all is known."""
+    for found in _stages():
+        print(json.dumps(asdict(found)), flush=True)
+
+
+def _stages() -> Iterator[Torch]:
+    try:
+        import torch
+    except Exception as error:  # a broken installation fails in many ways
+        yield Torch(error=_first_line(error))
+        return
+    known = Torch(str(torch.__version__), cuda=torch.version.cuda)
+    yield known
+    try:
+        from ..modules.precision import fast_bf16
+        from ..modules.products import has_onednn
+        from .runs import pick_device
+
+        device = pick_device("auto")
+        yield replace(
+            known,
+            error=_trial(device),
+            gpus=tuple(_gpus(torch.cuda.device_count())),
+            capability=torch.backends.cpu.get_cpu_capability(),
+            reports=tuple(_reports()),
+            fast_bf16=fast_bf16(device),
+            onednn=has_onednn(),
+        )
+    except Exception as error:
+        yield replace(known, error=_first_line(error))
+
+
+def _gpus(count: int) -> Iterator[str]:
+    import torch
+
+    for number in range(count):
+        found = torch.cuda.get_device_properties(number)
+        memory = found.total_memory / 2**30
+        yield f"{found.name}, {memory:.0f} GiB, compute capability {found.major}.{found.minor}"
+
+
+def _reports() -> Iterator[str]:
+    import torch
+
+    for name, text in (("_is_avx512_bf16_supported", "AVX512-BF16"), ("_is_amx_tile_supported", "AMX")):
+        if getattr(torch.cpu, name, lambda: False)():
+            yield text
+
+
+def _trial(device: object) -> str:
+    """Why one update of a small model fails on the device; empty if it does not."""
+    import torch
+
+    from ..model.transformer import Transformer
+
+    try:
+        model = Transformer(8, 8, d_model=8, heads=2, d_ff=8, encoder_layers=1, decoder_layers=1)
+        model.to(device)  # type: ignore[call-overload]
+        ids = torch.tensor([[4, 5, 3]], device=model.output_weight.device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(ids, ids).logsumexp(-1).sum().backward()
+        optimizer.step()
+        finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    except Exception as error:
+        return _first_line(error)
+    return "" if finite else "the weights are not finite after one update"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
