@@ -109,7 +109,7 @@ class Trainer:
         observer.updated()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.update, self.progress.target_tokens = update, self.progress.target_tokens + tokens
-        self.window.add(update, tokens, loss, nll, norm, self.config.clip)
+        self.window.add(update, tokens, loss, nll, norm, self.config.clip, self.passes.bad)
 
     # --- the run
 
