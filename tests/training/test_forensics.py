@@ -193,6 +193,39 @@ def test_a_resumed_run_is_examined_like_the_straight_one(workshop: Any) -> None:
     assert ended(resumed) == straight
 
 
+@pytest.mark.parametrize(("broken", "cuts"), [(4, [3]), (4, [1, 3]), (7, [5]), (11, [9])])
+def test_an_interruption_between_two_saves_changes_nothing_of_what_is_found(
+    broken: int, cuts: list[int], workshop: Any
+) -> None:
+    """Saves are due at 4, 8, ...: the state of the interruption is no place to begin from."""
+
+    def hot(name: str) -> Any:
+        trainer = workshop.trainer(name, model=copy.deepcopy(model), validate_every=4, updates=40)
+        rate = trainer.schedule.learning_rate
+        trainer.schedule.learning_rate = lambda update: rate(update) * (1 if update < broken - 1 else 1e30)
+        return trainer
+
+    model = workshop.model(placement="pre", dropout=0.0)
+    straight = ended(hot("straight"))
+    assert (straight["update"], straight["replayed"]["from"]) == (broken, 4 * ((broken - 1) // 4))
+    for cut in cuts:
+        trainer = hot("cut")
+        step = trainer.step
+
+        def stopping(batches: Any, trainer: Any = trainer, step: Any = step, cut: int = cut) -> None:
+            step(batches)
+            if trainer.progress.update == cut:
+                trainer.interruption.name = "SIGTERM"
+
+        trainer.step = stopping
+        if (trainer.run_dir / "checkpoints").exists():
+            trainer.resume()
+        assert (trainer.fit().status, trainer.progress.update) == ("interrupted", cut)
+    resumed = hot("cut")
+    resumed.resume()
+    assert ended(resumed) == straight
+
+
 def test_a_gradient_alone_that_is_infinite_is_found_in_the_backward_pass(workshop: Any) -> None:
     trainer = workshop.trainer(model=workshop.model(encoder_layers=3), accumulate=2)
     parameter = trainer.model.encoder.layers[1].feedforward.hidden.weight
@@ -495,7 +528,7 @@ def test_what_a_replay_does_not_show_again_is_called_unclear(workshop: Any) -> N
 
 def test_a_replay_that_fails_leaves_the_result(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = workshop.trainer(lr=1e30, warmup=0, clip=0, optimizer="sgd")
-    monkeypatch.setattr(trainer, "rewind", lambda: 1 / 0)
+    monkeypatch.setattr(trainer, "rewind", lambda before: 1 / 0)
     found = ended(trainer)
     assert "the replay failed (ZeroDivisionError" in found["words"]
 

@@ -1,9 +1,9 @@
 """What a failed run died of: where, when, on which batch, and of which kind. Costs nothing before it fails.
 
 A sum on the device tells, at the next log line, which update was the first that was not finite; by then the
-weights are poisoned. So the last good state is taken up again (checkpoints/last, or the initial values while
-nothing has been saved), the updates up to the bad one are run once more, and the bad one is run with hooks on
-the weights that it met. In float32 on a CPU that is the very same computation.
+weights are poisoned. So the last good state is taken up again (of those that an uninterrupted run saves, or
+the initial values before there is one), the updates up to the bad one are run once more, and the bad one is
+run with hooks on the weights that it met. In float32 on a CPU that is the very same computation.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _replay(trainer: Trainer, broken: int, bad: int, found: Findings, interrupti
         )
         return
     poisoned = not_finite(trainer.model)
-    with _elsewhere(trainer) as start:
+    with _elsewhere(trainer, broken) as start:
         progress = trainer.progress
         if not 0 <= broken - 1 - start <= REPLAY:
             found.notes.append(f"not run again: the last saved state is that of update {start:,}")
@@ -153,11 +153,11 @@ def _replay(trainer: Trainer, broken: int, bad: int, found: Findings, interrupti
 
 
 @contextmanager
-def _elsewhere(trainer: Trainer) -> Iterator[int]:
-    """The trainer in its last good state, of which it gives the update; its counters come back at the end."""
+def _elsewhere(trainer: Trainer, broken: int) -> Iterator[int]:
+    """The trainer in a good state before update `broken`, and that state's update; its counters come back."""
     kept = trainer.progress, trainer.window, trainer.observer
     try:
-        yield trainer.rewind()
+        yield trainer.rewind(broken)
     finally:
         trainer.progress, trainer.window, trainer.observer = kept
         trainer.optimizer.zero_grad(set_to_none=True)

@@ -195,10 +195,10 @@ class Trainer:
         """Take up the last good state, so that `fit` goes on from there. CheckpointError if there is none."""
         resume(self)
 
-    def rewind(self) -> int:
-        """Take up checkpoints/last, or before it is there the initial state; its update. Files stay."""
+    def rewind(self, before: int) -> int:
+        """Take up the state from which an update is run again; its update. Files stay."""
         self.window = Window(self.device)
-        return rewind(self)
+        return rewind(self, before)
 
     # --- beginning and ends
 
