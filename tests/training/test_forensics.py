@@ -19,11 +19,12 @@ from transformer.core.special import PAD
 from transformer.data.batching import BatchStream, Share, collate, no_pairs
 from transformer.data.encoded import EncodedCorpus
 from transformer.training.checkpoint import read_weights
+from transformer.training.findings import Findings
 from transformer.training.history import Line, last_spike, read_past
 from transformer.training.inspection import blame, describe, ill_formed, located, not_finite
 from transformer.training.limits import updates_of
 from transformer.training.passes import copied
-from transformer.training.ranks import Processes, RankLost, Ranks
+from transformer.training.ranks import ALONE, Processes, RankLost, Ranks
 from transformer.training.trainer import Trainer
 
 HOT = {"lr": 0.02, "warmup": 0, "schedule": "constant", "optimizer": "sgd", "clip": 0, "updates": 200} | {
@@ -188,6 +189,39 @@ def test_a_resumed_run_is_examined_like_the_straight_one(workshop: Any) -> None:
     straight = ended(hot("straight", 40))
     hot("cut", 8).fit()
     resumed = hot("cut", 40)
+    resumed.resume()
+    assert ended(resumed) == straight
+
+
+@pytest.mark.parametrize(("broken", "cuts"), [(4, [3]), (4, [1, 3]), (7, [5]), (11, [9])])
+def test_an_interruption_between_two_saves_changes_nothing_of_what_is_found(
+    broken: int, cuts: list[int], workshop: Any
+) -> None:
+    """Saves are due at 4, 8, ...: the state of the interruption is no place to begin from."""
+
+    def hot(name: str) -> Any:
+        trainer = workshop.trainer(name, model=copy.deepcopy(model), validate_every=4, updates=40)
+        rate = trainer.schedule.learning_rate
+        trainer.schedule.learning_rate = lambda update: rate(update) * (1 if update < broken - 1 else 1e30)
+        return trainer
+
+    model = workshop.model(placement="pre", dropout=0.0)
+    straight = ended(hot("straight"))
+    assert (straight["update"], straight["replayed"]["from"]) == (broken, 4 * ((broken - 1) // 4))
+    for cut in cuts:
+        trainer = hot("cut")
+        step = trainer.step
+
+        def stopping(batches: Any, trainer: Any = trainer, step: Any = step, cut: int = cut) -> None:
+            step(batches)
+            if trainer.progress.update == cut:
+                trainer.interruption.name = "SIGTERM"
+
+        trainer.step = stopping
+        if (trainer.run_dir / "checkpoints").exists():
+            trainer.resume()
+        assert (trainer.fit().status, trainer.progress.update) == ("interrupted", cut)
+    resumed = hot("cut")
     resumed.resume()
     assert ended(resumed) == straight
 
@@ -494,7 +528,7 @@ def test_what_a_replay_does_not_show_again_is_called_unclear(workshop: Any) -> N
 
 def test_a_replay_that_fails_leaves_the_result(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = workshop.trainer(lr=1e30, warmup=0, clip=0, optimizer="sgd")
-    monkeypatch.setattr(trainer, "rewind", lambda: 1 / 0)
+    monkeypatch.setattr(trainer, "rewind", lambda before: 1 / 0)
     found = ended(trainer)
     assert "the replay failed (ZeroDivisionError" in found["words"]
 
@@ -583,27 +617,128 @@ def test_a_batch_that_a_rank_cannot_compute_ends_the_run_with_its_name_and_a_sha
         blame(RuntimeError("boom"), [no_pairs()], *call[:-1], Processes(1, 2))
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_of_several_processes_the_batch_of_the_broken_update_is_named_with_all_its_rows(
+def corpus_of(pairs: int) -> EncodedCorpus:
+    return EncodedCorpus.of([([4 + i % 5], [5] * (1 + i % 7)) for i in range(pairs)])
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_batch_of_a_past_update_is_named_with_the_rows_of_all_ranks_across_the_ends_of_epochs(
     workshop: Any, accumulate: int
 ) -> None:
-    corpus = EncodedCorpus.of([([4 + i % 5], [5] * (1 + i % 7)) for i in range(40)])
-    whole, share = BatchStream(corpus, 40, 1), BatchStream(corpus, 40, 1, share=Share(0, 2))
-    trainer = workshop.trainer()
-    given, progress = updates_of(share, trainer.progress, accumulate), trainer.progress
-    expected = list(whole.epoch(1))
-    batches = []
-    while progress.epoch == 1 and progress.batch < len(expected):
-        batches.append(len(next(given)))
+    whole, share = BatchStream(corpus_of(40), 40, 1), BatchStream(corpus_of(40), 40, 1, share=Share(0, 2))
+    progress, done = workshop.trainer().progress, []
+    assert share.batches_in(1) % 4, "the last update of an epoch has fewer"
+    for micro_batches in updates_of(share, progress, accumulate):
         progress.update += 1
-        for update in range(1, progress.update + 1):
-            first = sum(batches[: update - 1])
-            found, said = located(share, progress, update, accumulate)
-            assert found == describe(expected[first], 1, first + 1)
-            last = first + batches[update - 1]
-            assert said == (f"one of batches {first + 1} to {last}" if batches[update - 1] > 1 else "")
-    assert located(share, progress, 0, accumulate) == (None, "")
-    assert located(workshop.trainer("other").stream, progress, 1, accumulate) == (None, "")
+        done.append((progress.epoch, progress.batch - len(micro_batches), len(micro_batches)))
+        if progress.epoch == 4:
+            break
+        for update, (epoch, first, size) in enumerate(done, start=1):
+            batches = list(whole.epoch(epoch))
+            for bad in range(size + 2):
+                found = located(share, progress, update, accumulate, bad)
+                if size == 1 or 1 <= bad <= size:
+                    at = first if size == 1 else first + bad - 1
+                    assert found == describe(batches[at], epoch, at + 1)
+                else:
+                    assert found == {"epoch": epoch, "batches": [first + 1, first + size]}
+    assert located(share, progress, 0, accumulate, 0) is None
+    assert located(workshop.trainer("other").stream, progress, 1, accumulate, 0) is None
+
+
+def test_a_range_is_said_in_words() -> None:
+    found = Findings(kind="unclear", batch={"epoch": 2, "batches": [4, 6]})
+    assert found.words().endswith("; one of batches 4 to 6 of epoch 2")
+
+
+class Beside(Ranks):
+    """The chief of two ranks, of which the other has `theirs` where ranks vote."""
+
+    size = 2
+
+    def __init__(self, theirs: int) -> None:
+        self.theirs = theirs
+
+    def largest(self, *numbers: int) -> tuple[int, ...]:
+        return tuple(max(number, self.theirs) for number in numbers)
+
+
+def broken_at(trainer: Trainer, update: int, number: int) -> None:
+    """Let the loss of a micro-batch of an update be NaN."""
+    losses, seen = trainer.layout.losses.forward, []
+
+    def forward(*inputs: Any) -> Any:
+        if not seen or seen[-1][0] != trainer.progress.update + 1:
+            seen.append((trainer.progress.update + 1, 0))
+        seen[-1] = (seen[-1][0], seen[-1][1] + 1)
+        loss, nll = losses(*inputs)
+        return (loss * math.nan if seen[-1] == (update, number) else loss), nll
+
+    trainer.layout.losses.forward = forward
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_micro_batch_that_was_not_finite_is_recorded_on_the_device(number: int, workshop: Any) -> None:
+    trainer = workshop.trainer(accumulate=3)
+    broken_at(trainer, 2, number)
+    for i in range(4):
+        trainer.step([workshop.batch(3 * i + j) for j in range(3)])
+    assert (trainer.window.read()["broken"], trainer.window.offender(ALONE)) == (2, number)
+    assert trainer.window.offender(Beside(-1)) == 1, "the other had one before"
+    assert trainer.window.offender(Beside(-4)) == number, "the other had none"
+    assert trainer.window.offender(Beside(0)) == 0, "the other does not know"
+    trainer.window.clear()
+    assert trainer.window.offender(ALONE) == 0
+
+
+def test_of_micro_batches_that_memory_does_not_hold_none_is_recorded(workshop: Any) -> None:
+    trainer = workshop.trainer(accumulate=2)
+    losses, failed = trainer.layout.losses.forward, []
+
+    def forward(*inputs: Any) -> Any:
+        if not failed:
+            failed.append(True)
+            raise MemoryError
+        loss, nll = losses(*inputs)
+        return loss * math.nan, nll
+
+    trainer.layout.losses.forward = forward
+    trainer.step([workshop.batch(0), workshop.batch(1)])
+    assert (trainer.window.read()["broken"], trainer.window.offender(ALONE)) == (1, 0)
+
+
+def test_without_a_replay_the_micro_batch_of_an_earlier_epoch_is_named(
+    workshop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformer.training.forensics.REPLAY", 0)
+    stream = BatchStream(corpus_of(30), 40, 1)
+    per_epoch = -(-stream.batches_in(1) // 3)
+    trainer = workshop.trainer(stream=stream, accumulate=3, log_every=50, validate_every=50, updates=50)
+    broken_at(trainer, per_epoch + 1, 2)
+    found = ended(trainer)
+    assert trainer.progress.epoch > 2
+    assert (found["update"], found["replayed"]) == (per_epoch + 1, None)
+    assert found["batch"] == describe(stream.undivided(2, 1), 2, 2)
+
+
+def test_a_gradient_of_no_single_micro_batch_names_their_range(workshop: Any) -> None:
+    """Each is finite by itself: only what both add up to is not."""
+    trainer = workshop.trainer(accumulate=2, updates=6)
+    passes, hook = trainer.passes.run, []
+
+    def run(micro_batches: Any, update: int, *more: Any) -> Any:
+        found = passes(micro_batches, update, *more)
+        if update == 3 and len(micro_batches) == 2:
+            hook.append(update)
+            trainer.parameters[0].grad.mul_(math.inf)
+        return found
+
+    trainer.passes.run = run
+    found = ended(trainer)
+    assert hook, "it was provoked"
+    assert (found["update"], found["first"]["pass"]) == (3, "backward")
+    assert found["batch"] == {"epoch": 1, "batches": [5, 6]}
+    assert "one of batches 5 to 6 of epoch 1" in found["words"]
 
 
 def test_result_json_holds_what_was_found(workshop: Any, tmp_path: Path) -> None:

@@ -43,7 +43,14 @@ class Findings:
             )
         said += self.evidence
         if self.batch:
-            said.append(f"batch {self.batch['batch']:,} of epoch {self.batch['epoch']:,}")
-            if self.batch["pairs"]:
+            said.append(f"{_which(self.batch)} of epoch {self.batch['epoch']:,}")
+            if self.batch.get("pairs"):
                 said[-1] += f" (pairs {', '.join(map(str, self.batch['pairs']))}, ...)"
         return "; ".join([*said, *self.notes])
+
+
+def _which(batch: Mapping[str, Any]) -> str:
+    if "batches" not in batch:
+        return f"batch {batch['batch']:,}"
+    first, last = batch["batches"]
+    return f"one of batches {first:,} to {last:,}"

@@ -1,9 +1,9 @@
 """What a failed run died of: where, when, on which batch, and of which kind. Costs nothing before it fails.
 
 A sum on the device tells, at the next log line, which update was the first that was not finite; by then the
-weights are poisoned. So the last good state is taken up again (checkpoints/last, or the initial values while
-nothing has been saved), the updates up to the bad one are run once more, and the bad one is run with hooks on
-the weights that it met. In float32 on a CPU that is the very same computation.
+weights are poisoned. So the last good state is taken up again (of those that an uninterrupted run saves, or
+the initial values before there is one), the updates up to the bad one are run once more, and the bad one is
+run with hooks on the weights that it met. In float32 on a CPU that is the very same computation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .checkpoint import set_weights
 from .divergence import COLLAPSED, DATA, EXPLODED, NEVER_STARTED, OVERFLOW, RISEN, UNCLEAR, Diverged
 from .findings import Findings
 from .history import EARLIER, last_rise, last_spike, level_of, read_past, spread
-from .inspection import Inspector, Place, Recorder, describe, ill_formed, located, not_finite
+from .inspection import Inspector, Place, Recorder, ill_formed, located, named, not_finite
 from .interruption import Interruption
 from .limits import updates_of
 from .passes import copied
@@ -40,6 +40,7 @@ def examine(trainer: Trainer, diverged: Diverged) -> dict[str, Any]:
 
     A failure of its own is a note and not an error: the run's result is worth more than its reasons.
     """
+    bad = trainer.window.offender(trainer.ranks)
     if not trainer.ranks.chief:
         return {"words": "rank 0 says why"}
     found = Findings(kind=diverged.kind, batch=diverged.batch)
@@ -51,7 +52,9 @@ def examine(trainer: Trainer, diverged: Diverged) -> dict[str, Any]:
         )
     try:
         if not found.kind:
-            _replay(trainer, diverged.update, found, trainer.interruption)
+            place = trainer.progress, diverged.update, trainer.config.accumulate, bad
+            found.batch = located(trainer.stream, *place)
+            _replay(trainer, diverged.update, bad, found, trainer.interruption)
     except Exception as error:  # whatever it is
         found.notes.append(f"the replay failed ({type(error).__name__}: {error})")
     if diverged.measured:
@@ -96,16 +99,18 @@ def _note_spike(found: Findings, history: Sequence[tuple[int, Mapping[str, float
 # --- the replay
 
 
-def _replay(trainer: Trainer, broken: int, found: Findings, interruption: Interruption) -> None:
-    """Run the updates up to `broken` once more, then that one with hooks; fill in `found`."""
+def _replay(trainer: Trainer, broken: int, bad: int, found: Findings, interruption: Interruption) -> None:
+    """Run the updates up to `broken` once more, then that one with hooks; fill in `found`.
+
+    `bad` is what the window says of its micro-batches.
+    """
     if trainer.ranks.size > 1:
-        place = trainer.stream, trainer.progress, broken, trainer.config.accumulate
-        found.batch, said = located(*place)
-        again = f"not run again: the run has {trainer.ranks.size} processes; resumed in one, it says more"
-        found.notes += [said, again] if said else [again]
+        found.notes.append(
+            f"not run again: the run has {trainer.ranks.size} processes; resumed in one, it says more"
+        )
         return
     poisoned = not_finite(trainer.model)
-    with _elsewhere(trainer) as start:
+    with _elsewhere(trainer, broken) as start:
         progress = trainer.progress
         if not 0 <= broken - 1 - start <= REPLAY:
             found.notes.append(f"not run again: the last saved state is that of update {start:,}")
@@ -121,11 +126,11 @@ def _replay(trainer: Trainer, broken: int, found: Findings, interruption: Interr
             return _poisoned(poisoned, found)
         _note_spike(found, recorder.history(start + 1), broken)
         micro_batches = next(updates)
-        number = progress.batch - len(micro_batches) + 1
-        found.batch = describe(micro_batches[0], progress.epoch, number)
-        epoch = progress.epoch
+        place = progress.epoch, progress.batch - len(micro_batches) + 1
+        recorded = bad - 1 if 1 <= bad <= len(micro_batches) else None
+        found.batch = named(micro_batches, recorded, *place)
         if wrong := ill_formed(micro_batches, trainer.model):
-            found.batch, found.kind = describe(micro_batches[wrong[0]], epoch, number + wrong[0]), DATA
+            found.batch, found.kind = named(micro_batches, wrong[0], *place), DATA
             found.notes.append(wrong[1])
         weights = copied(trainer.model)
         inspector, loss = _inspect(trainer, micro_batches, broken, weights)
@@ -134,9 +139,10 @@ def _replay(trainer: Trainer, broken: int, found: Findings, interruption: Interr
         if found.first is None:
             return _afterwards(trainer, micro_batches, broken, good, start, poisoned, found)
         if not found.kind:
-            if found.first["pass"] == "backward" or found.first["part"] == "loss":
-                which = _offender(trainer, micro_batches, broken, weights)
-            found.batch = describe(micro_batches[which], epoch, number + which)
+            if which is None or len(inspector.passes) > len(micro_batches):  # or they were cut (oom.py)
+                alone = recorded is None
+                which = _offender(trainer, micro_batches, broken, weights) if alone else recorded
+            found.batch = named(micro_batches, which, *place)
             low = trainer.passes.dtype != torch.float32
             found.evidence += _growth(inspector, _inspect(trainer, micro_batches, broken, good)[0], start)
             if low and _finite(trainer, micro_batches, broken, weights, torch.float32):
@@ -146,11 +152,11 @@ def _replay(trainer: Trainer, broken: int, found: Findings, interruption: Interr
 
 
 @contextmanager
-def _elsewhere(trainer: Trainer) -> Iterator[int]:
-    """The trainer in its last good state, of which it gives the update; its counters come back at the end."""
+def _elsewhere(trainer: Trainer, broken: int) -> Iterator[int]:
+    """The trainer in a good state before update `broken`, and that state's update; its counters come back."""
     kept = trainer.progress, trainer.window, trainer.observer
     try:
-        yield trainer.rewind()
+        yield trainer.rewind(broken)
     finally:
         trainer.progress, trainer.window, trainer.observer = kept
         trainer.optimizer.zero_grad(set_to_none=True)
@@ -178,15 +184,15 @@ def _inspect(
     return inspector, loss.item() / tokens if tokens else math.nan
 
 
-def _first(inspector: Inspector, loss: float) -> tuple[int, dict[str, Any] | None]:
-    """(micro-batch, place) of the first number that was not finite, in the order of computation."""
+def _first(inspector: Inspector, loss: float) -> tuple[int | None, dict[str, Any] | None]:
+    """(micro-batch, if it is known, place) of the first number that was not finite, as they were computed."""
     if forward := inspector.first_forward():
         return forward[0], {"pass": "forward", **forward[1].as_dict(), "words": str(forward[1])}
     if not math.isfinite(loss):
-        return 0, {"pass": "forward", **Place("output", "loss").as_dict(), "words": "the loss"}
+        return None, {"pass": "forward", **Place("output", "loss").as_dict(), "words": "the loss"}
     if backward := inspector.first_backward():
-        return 0, {"pass": "backward", **backward.as_dict(), "words": f"the gradient of {backward}"}
-    return 0, None
+        return None, {"pass": "backward", **backward.as_dict(), "words": f"the gradient of {backward}"}
+    return None, None
 
 
 def _finite(
@@ -201,12 +207,12 @@ def _finite(
 
 def _offender(
     trainer: Trainer, micro_batches: Sequence[Any], update: int, weights: Mapping[str, Tensor]
-) -> int:
+) -> int | None:
     """The first micro-batch that is not finite by itself: a loss and a gradient are sums over all."""
     if len(micro_batches) == 1:
         return 0
     fine = (_finite(trainer, [batch], update, weights) for batch in micro_batches)
-    return next((i for i, finite in enumerate(fine) if not finite), 0)
+    return next((i for i, finite in enumerate(fine) if not finite), None)
 
 
 def _growth(now: Inspector, then: Inspector, start: int) -> list[str]:

@@ -226,16 +226,28 @@ def describe(batch: Any, epoch: int, number: int) -> Mapping[str, Any]:
     }
 
 
+def named(batches: Sequence[Any], which: int | None, epoch: int, number: int) -> Mapping[str, Any]:
+    """Batch `which`, from 0, of an update whose first is batch `number` of the epoch; None: their range."""
+    if which is None and len(batches) > 1:
+        return {"epoch": epoch, "batches": [number, number + len(batches) - 1]}
+    return describe(batches[which or 0], epoch, number + (which or 0))
+
+
 def located(
-    stream: Stock, progress: Progress, update: int, accumulate: int
-) -> tuple[Mapping[str, Any] | None, str]:
-    """The first batch of an earlier update, as all ranks had it, and how it is found; of this epoch only."""
-    number = -(-progress.batch // accumulate) - (progress.update - update)
-    if number < 1 or not isinstance(stream, BatchStream):
-        return None, ""
-    first, last = (number - 1) * accumulate + 1, min(number * accumulate, progress.batch)
-    said = f"one of batches {first:,} to {last:,}" if last > first else ""
-    return describe(stream.undivided(progress.epoch, first - 1), progress.epoch, first), said
+    stream: Stock, progress: Progress, update: int, accumulate: int, bad: int
+) -> Mapping[str, Any] | None:
+    """The `bad` micro-batch, from 1, of a past update, as all ranks had it; their range if unknown."""
+    if not isinstance(stream, BatchStream):
+        return None
+    epoch, number = progress.epoch, -(-progress.batch // accumulate) - (progress.update - update)
+    while number < 1 and epoch > 1:
+        epoch -= 1
+        number += -(-stream.batches_in(epoch) // accumulate)
+    if number < 1:
+        return None
+    first, last = (number - 1) * accumulate, min(number * accumulate, stream.batches_in(epoch))
+    batches = [stream.undivided(epoch, i) for i in range(first, last)]
+    return named(batches, bad - 1 if 1 <= bad <= len(batches) else None, epoch, first + 1)
 
 
 def blame(

@@ -49,7 +49,7 @@ class Interruption:
     ) -> None:
         """`meanwhile`: what a signal does not break off, in words. `begins`: at once, not with `begin`."""
         self.name, self.ranks, self.meanwhile = "", ranks, meanwhile
-        self._begins = begins
+        self._begins, self._entered = begins, 0
         self._breaks = ""
         self._before: dict[signal.Signals, Any] = {}
         self._at: float | None = None  # when the first one came
@@ -62,12 +62,13 @@ class Interruption:
         return self.name if number else ""
 
     def __enter__(self) -> Interruption:
+        self._entered += 1
         if self._begins:
             self.begin()
         return self
 
     def begin(self) -> None:
-        """From now on, if not before, signals are requests, until the context is left."""
+        """From now on, if not before, signals are requests, until the outermost context is left."""
         if self._before or threading.current_thread() is not threading.main_thread():
             return
         for number in self.DEFAULTS:
@@ -75,6 +76,9 @@ class Interruption:
                 self._before[number] = signal.signal(number, self._handle)
 
     def __exit__(self, *_: object) -> None:
+        self._entered -= 1
+        if self._entered:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

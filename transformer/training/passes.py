@@ -76,6 +76,7 @@ class Passes:
         model.encoder.checkpointed = model.decoder.checkpointed = checkpointed
         self.device = model.output_weight.device
         self.fitting = Fitting(model, self.layout)
+        self.bad = torch.zeros((), dtype=torch.int64, device=self.device)  # `run` says what it is
         self._stop: Callable[[], object] = bool  # never
 
     def run(
@@ -86,20 +87,27 @@ class Passes:
         The gradient is that of the loss summed over target tokens / their number, over all micro-batches and
         ranks, of which each has its share of every micro-batch. A micro-batch that memory does not hold is
         cut (oom.py). Nothing here waits for the device.
+
+        Afterwards `bad` is the first micro-batch, from 1, whose loss was not finite on this rank; one more
+        than there are if none was, and 0 where they were cut: then it is not known.
         """
         ranks = self.layout.ranks
         tokens = ranks.total(sum(batch.target_tokens for batch in micro_batches))
 
-        def run(parts: Iterable[Any], last: int) -> tuple[Tensor, Tensor]:
-            return self._run(parts, last, tokens, update, observer)
+        def run(parts: Iterable[Any], last: int) -> list[tuple[Tensor, Tensor]]:
+            return list(self._run(parts, last, tokens, update, observer))
 
-        total, total_nll = ranks.sum(*self.fitting.compute(run, micro_batches, update, observer.clear))
+        sums = self.fitting.compute(run, micro_batches, update, observer.clear)
+        whole = 1 < len(sums) == len(micro_batches)  # of a single one nothing need be known
+        losses = torch.stack([loss for loss, _ in sums]) if whole else None
+        self.bad = self.bad.new_zeros(()) if losses is None else losses.isfinite().sum() + 1
+        total, total_nll = ranks.sum(*sums[-1])
         return tokens, total, total_nll
 
     def _run(
         self, micro_batches: Iterable[Any], last: int, tokens: int, update: int, observer: Observer
-    ) -> tuple[Tensor, Tensor]:
-        """Add up the gradients of the loss / `tokens`; this rank's sums of loss and nll.
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Add up the gradients of the loss / `tokens`; this rank's sums of loss and nll so far.
 
         `last`: the number of the last one, where its backward pass may send the gradients to the other ranks.
         Ranks draw other masks: the first one's are those of a run in one process.
@@ -118,8 +126,8 @@ class Passes:
                     loss, nll = layout.losses(batch, forward, observer)
                 (loss / tokens).backward()
             total, total_nll = total + loss.detach(), total_nll + nll
+            yield total, total_nll
         layout.send()
-        return total, total_nll
 
     @contextmanager
     def breakable(self, micro_batches: Sequence[Any], stop: Callable[[], object]) -> Iterator[None]:

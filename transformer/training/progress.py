@@ -11,6 +11,8 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from .ranks import Ranks
+
 Count: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 62)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Status = Literal["completed", "diverged", "interrupted"]
@@ -107,7 +109,8 @@ class Progress:
 class Window:
     """Sums over the updates since the last log line, on the device: reading them is the only synchronisation.
 
-    `broken` is the first update whose loss or gradient norm was not finite, 0 if there was none.
+    `broken` is the first update whose loss or gradient norm was not finite, 0 if there was none; `bad` is
+    `Passes.bad` of that update. No state with such an update is saved, so it is not part of one.
     """
 
     SUMS = ("loss", "nll", "norm", "largest_norm", "clipped", "broken")
@@ -118,12 +121,16 @@ class Window:
 
     def clear(self) -> None:
         self.sums = torch.zeros(len(self.SUMS), device=self.device)
+        self.bad = torch.zeros((), dtype=torch.int64, device=self.device)
         self.tokens = self.updates = 0
         self.seconds = 0.0
 
-    def add(self, update: int, tokens: int, loss: Tensor, nll: Tensor, norm: Tensor, clip: float) -> None:
+    def add(
+        self, update: int, tokens: int, loss: Tensor, nll: Tensor, norm: Tensor, clip: float, bad: Tensor
+    ) -> None:
         loss_sum, nll_sum, norm_sum, largest, clipped, broken = self.sums.unbind()
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        known = torch.isfinite(loss) & torch.isfinite(norm) | (broken > 0)
+        self.bad = torch.where(known, self.bad, bad)
         self.sums = torch.stack(
             (
                 loss_sum + loss,
@@ -131,7 +138,7 @@ class Window:
                 norm_sum + norm,
                 torch.maximum(largest, norm),
                 clipped + (norm > clip if clip else 0),
-                torch.where(finite | (broken > 0), broken, update),
+                torch.where(known, broken, update),
             )
         )
         self.tokens += tokens
@@ -140,6 +147,14 @@ class Window:
     def read(self) -> dict[str, float]:
         """The sums as numbers."""
         return dict(zip(self.SUMS, self.sums.tolist(), strict=True))
+
+    def offender(self, ranks: Ranks) -> int:
+        """The first micro-batch of `broken`, from 1, whose loss was not finite on some rank. Collective.
+
+        0, or one more than there are, if that is not known.
+        """
+        (least,) = ranks.largest(-int(self.bad))
+        return -least
 
     def means(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What was read, a token or an update."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +15,10 @@ from .checkpoint import PARTIAL
 from .fingerprint import SHOWN, lines_of, state_hash
 from .manifest import file_digest
 from .moments import fitting
+from .passes import copied
 from .progress import Progress
 from .states import (
+    PREVIOUS,
     Saved,
     adopt,
     find_training,
@@ -58,7 +61,9 @@ def save(trainer: Trainer) -> None:
     """Make checkpoints/last this state, and say its hash. All ranks gather it, the chief writes it."""
     weights, state = trainer.layout.weights(), current(trainer)
     trainer.ranks.decide(lambda: _write(trainer, weights, state))
-    trainer.saved, trainer.initial = trainer.progress.update, None
+    trainer.saved = trainer.progress.update
+    if _is_due(trainer, trainer.saved):
+        trainer.initial = None
 
 
 def _write(trainer: Trainer, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -81,6 +86,8 @@ def resume(trainer: Trainer) -> None:
     """
     ranks, say = trainer.ranks, trainer.logbook.say
     saved = _found(trainer)
+    if ranks.size == 1 and not any(_is_due(trainer, update) for update in range(1, saved.state["update"])):
+        trainer.initial = copied(trainer.model), deepcopy(current(trainer))  # a straight run had them still
     with ranks.chief_first(), intact(saved.directory):
         restore(trainer, saved.weights, saved.state)
         trainer.logged = int(saved.state["logged"])
@@ -128,10 +135,30 @@ def _settle(trainer: Trainer, saved: Saved) -> None:
         say(f"note: {note}")
 
 
-def rewind(trainer: Trainer) -> int:
-    """Take up checkpoints/last, or before it is there the initial state; its update. Files stay."""
-    restore(trainer, *(trainer.initial or load_training(trainer.shelf.last)))
+def rewind(trainer: Trainer, before: int) -> int:
+    """Take up the state from which update `before` is run again; its update. Files stay.
+
+    It is the one that the run would have without an interruption: of the two on the disk the newer one that
+    is due by the configuration, and before there is one the initial state. Else it is the last one.
+    """
+    restore(trainer, *(trainer.initial or _due_before(trainer, before) or load_training(trainer.shelf.last)))
     return trainer.progress.update
+
+
+def _due_before(trainer: Trainer, before: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    last = trainer.shelf.last
+    for place in (last, last.with_name(PREVIOUS)):
+        with suppress(CheckpointError):  # it is not there, or damaged: then another will do
+            saved = read_training(place)
+            if saved.state["update"] < before and _is_due(trainer, saved.state["update"]):
+                return saved.weights, saved.state
+    return None
+
+
+def _is_due(trainer: Trainer, update: int) -> bool:
+    """Is a state of this update saved by the configuration, and not by the end of a run or a signal?"""
+    intervals = trainer.config.validate_every, trainer.config.save_every
+    return any(every > 0 and update % every == 0 for every in intervals)
 
 
 def restore(trainer: Trainer, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -52,6 +52,11 @@ class Shelf:
                 write_weights(self.best, weights, header)
             self.publish(weights, progress.update, metrics)
 
+    def publish_if_first(self, weights: Mapping[str, Tensor], progress: Progress) -> None:
+        """These weights become the run's model, unless a validation has chosen others already."""
+        if not (progress.best_update and self.model.exists()):
+            self.publish(weights, progress.update, {})
+
     def publish(
         self,
         weights: Mapping[str, Tensor],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -110,17 +109,15 @@ class Trainer:
         observer.updated()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.update, self.progress.target_tokens = update, self.progress.target_tokens + tokens
-        self.window.add(update, tokens, loss, nll, norm, self.config.clip)
+        self.window.add(update, tokens, loss, nll, norm, self.config.clip, self.passes.bad)
 
     # --- the run
 
     def fit(self, interruption: Interruption | None = None) -> Outcome:
         """Train until a limit, a signal or divergence, in an `interruption` of the caller's or its own."""
-        with ExitStack() as stack:
-            self.interruption = interruption or stack.enter_context(Interruption(ranks=self.ranks))
+        with interruption or Interruption(ranks=self.ranks) as self.interruption:
             try:
-                reason = self._train()
-                if reason:
+                if reason := self._train():
                     return self._outcome("completed", reason)
                 return self._interrupted(self.interruption.name)
             except Interrupted:
@@ -135,9 +132,11 @@ class Trainer:
         """Until a limit, which it names, or a signal; what is due after an update is one line each."""
         ranks, limits, interruption = self.ranks, self.limits, self.interruption
         updates = self._begin()
-        while not (reason := limits.reached(self.progress)) and not interruption.heard(ranks):
-            if not self._step(updates):
-                break
+        while (
+            not (reason := limits.reached(self.progress))
+            and not interruption.heard(ranks)
+            and self._step(updates)
+        ):
             self._lap(training=True)
             if self.progress.update == 1 or self._due(self.config.log_every):
                 self.log()
@@ -201,10 +200,10 @@ class Trainer:
         """Take up the last good state, so that `fit` goes on from there. CheckpointError if there is none."""
         resume(self)
 
-    def rewind(self) -> int:
-        """Take up checkpoints/last, or before it is there the initial state; its update. Files stay."""
+    def rewind(self, before: int) -> int:
+        """Take up the state from which an update is run again; its update. Files stay."""
         self.window = Window(self.device)
-        return rewind(self)
+        return rewind(self, before)
 
     # --- beginning and ends
 
@@ -243,13 +242,8 @@ class Trainer:
         self.shelf.choose(model, self.progress, lambda: self._measured(model), self._judge)
 
     def _interrupted(self, name: str) -> Outcome:
-        update, weights = self.progress.update, self.layout.weights()
-
-        def publish() -> None:
-            if not (self.progress.best_update and self.shelf.model.exists()):
-                self.shelf.publish(weights, update, {})
-
-        self.ranks.decide(publish)
+        weights, update = self.layout.weights(), self.progress.update
+        self.ranks.decide(lambda: self.shelf.publish_if_first(weights, self.progress))
         return self._outcome("interrupted", f"{name} after update {update:,}; --resume goes on")
 
     def _outcome(self, status: Status, reason: str, divergence: Mapping[str, Any] | None = None) -> Outcome:
