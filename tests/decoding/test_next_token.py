@@ -196,6 +196,17 @@ def test_rows_that_change_places_within_their_sentence_share_columns() -> None:
     assert agreed._shared.used <= 100 + 2 * 9
 
 
+def test_rows_that_have_nothing_in_common_part() -> None:
+    """Each of twenty goes on by itself: products with the columns of all would be twenty times as many."""
+    apart, one = [row for row in range(3) for _ in range(20)], list(range(60))
+    assert follow([apart, *[one] * 4])._shared is not None
+    parted = follow([apart, *[one] * 30])
+    assert parted._shared is None
+    assert len(parted._buffers[0]) == 60
+    few = [row for row in range(3) for _ in range(5)]
+    assert follow([few, *[list(range(15))] * 30])._shared is not None
+
+
 def test_rows_that_share_columns_may_be_given_several_at_once() -> None:
     model, source = tiny(), sources(2, 5)
     with torch.inference_mode():

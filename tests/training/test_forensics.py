@@ -226,6 +226,30 @@ def test_an_interruption_between_two_saves_changes_nothing_of_what_is_found(
     assert ended(resumed) == straight
 
 
+def test_a_run_that_was_killed_after_a_save_that_was_due_begins_from_it(workshop: Any) -> None:
+    def hot(name: str) -> Any:
+        trainer = workshop.trainer(name, model=copy.deepcopy(model), validate_every=4, updates=40)
+        rate = trainer.schedule.learning_rate
+        trainer.schedule.learning_rate = lambda update: rate(update) * (1 if update < 6 else 1e30)
+        return trainer
+
+    def killed(batches: Any) -> None:
+        if trainer.progress.update == 4:
+            raise KeyboardInterrupt
+        step(batches)
+
+    model = workshop.model(placement="pre", dropout=0.0)
+    straight = ended(hot("straight"))
+    assert straight["replayed"]["from"] == 4
+    trainer = hot("cut")
+    step, trainer.step = trainer.step, killed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    resumed = hot("cut")
+    resumed.resume()
+    assert ended(resumed) == straight
+
+
 def test_a_gradient_alone_that_is_infinite_is_found_in_the_backward_pass(workshop: Any) -> None:
     trainer = workshop.trainer(model=workshop.model(encoder_layers=3), accumulate=2)
     parameter = trainer.model.encoder.layers[1].feedforward.hidden.weight

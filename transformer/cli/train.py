@@ -129,10 +129,10 @@ def train(
     )
     model = model.to(device)
     begun = resume and ranks.decide(lambda: _has_begun(run_dir, config))
-    if not begun:
-        if resume:
-            logbook.say(f"{how_it_ended(run_dir)}, and nothing was saved: beginning again with update 1")
-        calibrate(config, data, model, device, logbook)
+    if resume and not begun:
+        logbook.say(f"{how_it_ended(run_dir)}, and nothing was saved: beginning again with update 1")
+    # Also of a run that is resumed: what it died of may be sought from its initial values.
+    calibrate(config, data, model, device, Mute(run_dir) if begun else logbook)
     trainer = wire(config, run_dir, data, model, logbook, ranks)
     interruption.begin()
     with resumable(trainer):

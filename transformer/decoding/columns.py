@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..modules.attention import KeysValues
 
 BLOCK = 8  # columns that a buffer grows by
+_APART = 8  # times as many columns as a row has: products with all of them take as long as copying its own
 
 
 def whole_blocks(x: Tensor) -> Tensor:
@@ -51,12 +52,12 @@ class SelfAttentionCache:
         order, and themselves.
         """
         new = project()
-        if self._shared is not None:
-            if new[0].shape[2] == 1:
-                self.length += 1
-                self.held, shared = self._shared.append(new)
-                return shared
+        if self._shared is not None and (new[0].shape[2] > 1 or not self._shared.make_room()):
             self._part(torch.arange(len(new[0])))
+        if self._shared is not None:
+            self.length += 1
+            self.held, shared = self._shared.append(new)
+            return shared
         start, self.length, self.held = self.length, self.length + new[0].shape[2], None
         if self.window is not None and self.length > self.window:
             self._make_room(new[0], self.window, start)
@@ -141,7 +142,8 @@ class SharedColumns:
 
     A step appends W columns, one of each row, and `seen` (B, W, C) tells which are a row's own past, in
     order. So rows change places, multiply and leave without a key being copied. When the buffers grow,
-    columns that no row sees any more are left out: soon rows agree on all but their last columns.
+    columns that no row sees any more are left out: mostly rows soon agree on all but their last columns. Each
+    row's products are with all columns, and a key that is not finite reaches all rows of its sentence.
     """
 
     def __init__(self, buffers: list[Tensor], held: int) -> None:
@@ -153,8 +155,6 @@ class SharedColumns:
     def append(self, new: KeysValues) -> tuple[Tensor, KeysValues]:
         """Append a column of each row (R, H, 1, K). Which ones a row sees (B, 1, W, C'), and all."""
         width = self.seen.shape[1]
-        if self.used + width > self.seen.shape[2]:
-            self._grow()
         start, self.used = self.used, self.used + width
         for buffer, each in zip(self.buffers, new, strict=True):
             buffer[:, :, start : self.used] = each.view(-1, width, *each.shape[1::2]).transpose(1, 2)
@@ -162,6 +162,15 @@ class SharedColumns:
         end = self.used + -self.used % BLOCK
         keys, values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.seen[:, None, :, :end], (keys, values)
+
+    def make_room(self) -> bool:
+        """For a column more of each row; False where rows have so little in common that they should part."""
+        if self.used + self.seen.shape[1] > self.seen.shape[2]:
+            count = int(self.seen.any(1).sum(1).max())
+            if count > _APART * int(self.seen[0, 0].sum()):
+                return False
+            self._grow(count)
+        return True
 
     def select(self, rows: Tensor, kept: Tensor | None) -> None:
         """Row i becomes what row `rows[i]` was, of the same sentence; only sentences in `kept` stay."""
@@ -178,11 +187,10 @@ class SharedColumns:
             whole_blocks(buffer[sentence[:, None], :, columns].transpose(1, 2)) for buffer in self.buffers
         ]
 
-    def _grow(self) -> None:
-        """Room for some steps more, after the columns that are still seen."""
-        seen_by_any = self.seen.any(1)
-        self.used = int(seen_by_any.sum(1).max())
-        columns = _first(seen_by_any, self.used)[:, None]  # (B, 1, C')
+    def _grow(self, count: int) -> None:
+        """Room for some steps more, after the `count` columns at most that are still seen."""
+        self.used = count
+        columns = _first(self.seen.any(1), count)[:, None]  # (B, 1, C')
         sentences, heads, capacity, width = self.buffers[0].shape
         room = self.used + BLOCK * self.seen.shape[1]
         room += -room % BLOCK

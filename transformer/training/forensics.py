@@ -113,7 +113,7 @@ def _replay(trainer: Trainer, broken: int, bad: int, found: Findings, interrupti
     with _elsewhere(trainer, broken) as start:
         progress = trainer.progress
         if not 0 <= broken - 1 - start <= REPLAY:
-            found.notes.append(f"not run again: the last saved state is that of update {start:,}")
+            found.notes.append(f"not run again: that would begin with update {start:,}, too long before")
             return _poisoned(poisoned, found)
         trainer.logbook.say(f"not finite: updates {start + 1:,} to {broken:,} are run again to see where")
         good, recorder = copied(trainer.model), Recorder(trainer.model)

@@ -86,7 +86,9 @@ def resume(trainer: Trainer) -> None:
     """
     ranks, say = trainer.ranks, trainer.logbook.say
     saved = _found(trainer)
-    if ranks.size == 1 and not any(_is_due(trainer, update) for update in range(1, saved.state["update"])):
+    if ranks.size == 1 and not any(
+        _is_due(trainer, update) for update in range(1, saved.state["update"] + 1)
+    ):
         trainer.initial = copied(trainer.model), deepcopy(current(trainer))  # a straight run had them still
     with ranks.chief_first(), intact(saved.directory):
         restore(trainer, saved.weights, saved.state)
