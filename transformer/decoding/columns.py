@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..modules.attention import KeysValues
 
 BLOCK = 8  # columns that a buffer grows by
-_APART = 8  # times as many columns as a row has: products with all of them take as long as copying its own
+_APART = 8  # times as many columns as a row has: by estimate, products with all cost what copies would
 
 
 def whole_blocks(x: Tensor) -> Tensor:
