@@ -235,6 +235,25 @@ def test_a_torch_that_ends_its_process_is_a_finding_among_the_others(
     assert "temporary files" in told
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os\nos._exit(0)", "exit code 0"),
+        ("import os\nprint('{a site may greet}', flush=True)\nos._exit(0)", "exit code 0"),
+        ("import time\ntime.sleep(60)", "did not answer within 2 seconds"),
+    ],
+)
+def test_a_torch_that_tells_nothing_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, said: str
+) -> None:
+    (tmp_path / "torch.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(torch_facts, "LONGEST", 2 if "sleep" in code else 300)
+    found = torch_facts.look_at_torch()
+    assert said in found.error
+    assert not found.version
+
+
 def test_a_torch_that_cannot_be_tried_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     assert "no process" in torch_facts.look_at_torch().error

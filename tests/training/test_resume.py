@@ -20,6 +20,7 @@ from transformer.core.errors import CheckpointError
 from transformer.training.checkpoint import read_weights
 from transformer.training.interruption import Interrupted, Interruption
 from transformer.training.progress import Stopwatch
+from transformer.training.ranks import Ranks
 from transformer.training.schedules import SCHEDULES
 from transformer.training.states import find_training, load_training
 
@@ -285,6 +286,31 @@ def test_a_signal_that_came_before_a_validation_breaks_it_off_too() -> None:
     interruption.name = "SIGTERM"
     with pytest.raises(Interrupted), interruption.breaking():
         pytest.fail("it was begun")
+
+
+def test_an_interruption_that_has_not_begun_begins_with_the_training(workshop: Any) -> None:
+    def validate(model: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)  # a KeyboardInterrupt, if nobody hears it
+        pytest.fail("it was not broken off")
+
+    with Interruption(begins=False) as interruption:
+        trainer = workshop.trainer("cut", updates=4, validate_every=2, validate=validate)
+        assert trainer.fit(interruption).status == "interrupted"
+
+
+def test_a_signal_that_came_before_the_ranks_were_joined_is_told_to_their_chief() -> None:
+    class Second(Ranks):
+        rank, size, words = 1, 2, list[str]()
+
+        def tell(self, word: str) -> None:
+            self.words.append(word)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        interruption.join(ranks := Second())
+    assert ranks.words == ["SIGTERM"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_final_validation_that_fails_leaves_the_state_of_before_the_end(workshop: Any) -> None:

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
+LONGEST = 300  # seconds: an import from a busy network file system takes minutes, a driver that hangs all
 
 
 @dataclass(frozen=True)
@@ -40,22 +42,36 @@ def look_at_torch() -> Torch:
             errors="backslashreplace",
             env={**os.environ, "PYTHONPATH": path},
             cwd=ROOT,
+            timeout=LONGEST,
         )
     except OSError as error:
         return Torch(error=f"no process can be started to try it: {error.strerror}")
-    told = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    values = json.loads(told[-1]) if told else {}
-    if done.returncode:
-        return Torch(**{**values, "gpus": (), "reports": (), "error": _end(done)})
+    except subprocess.TimeoutExpired as late:
+        told = late.stdout or b""  # bytes even of a text stream, in some versions of Python
+        known = _last_told(told if isinstance(told, str) else told.decode("utf-8", "replace"))
+        return _failed(known, f"it did not answer within {LONGEST} seconds")
+    values = _last_told(done.stdout)
+    if done.returncode or not values:
+        return _failed(values, _end(done))
     if done.stderr and sys.stderr:  # warnings
         sys.stderr.write(done.stderr)
     return Torch(**{**values, "gpus": tuple(values["gpus"]), "reports": tuple(values["reports"])})
 
 
+def _last_told(text: str) -> dict[str, Any]:
+    """The last of what `tell` printed, if anything. What else starts with Python may print as well."""
+    told = [line for line in text.splitlines() if line.startswith('{"version":') and line.endswith("}")]
+    return dict(json.loads(told[-1])) if told else {}
+
+
+def _failed(values: dict[str, Any], error: str) -> Torch:
+    return Torch(**{**values, "gpus": (), "reports": (), "error": error})
+
+
 def _end(done: subprocess.CompletedProcess[str]) -> str:
     """How the process ended, and the last that it said."""
     code = done.returncode
-    how = f"exit code {code}" if code > 0 else f"signal {-code} ({signal.strsignal(-code)})"
+    how = f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.strsignal(-code)})"
     said = done.stderr.strip().splitlines()
     return f"the process ended with {how}{': ' + said[-1] if said else ''}"
 

@@ -87,7 +87,7 @@ def _main(argv: Sequence[str]) -> int:
     # torchrun starts anew, to train on, what does not end with 0; where something may be saved a signal must.
     interruption = Interruption(begins=supervised() and (resume or restarted()))
     with interruption, open_ranks(device) as ranks, ExitStack() as stack:
-        interruption.ranks = ranks
+        interruption.join(ranks)
         ranks.decide(lambda: stack.enter_context(held(run_dir, patience)))
         if ranks.decide(lambda: _is_of(ranks.job, run_dir)):
             resume = True

@@ -22,7 +22,8 @@ def refuse_too_much(
     """Raise ConfigError when one line alone, at its longest, takes more bytes than the device has at all.
 
     `source` and `target`: most subwords of a line and of its translation. A batch is never less than a line,
-    so no size of batches helps. What is longer than most lines is not counted against all of them.
+    so no size of batches helps. What is longer than most lines is not counted against all of them. An
+    estimate from below (rows that change places take more): nothing that would work is refused.
     """
     longest = min(config.longest(source), target)
     needed = sum(one_line(model, config, longest) for model in models)

@@ -47,12 +47,21 @@ class Interruption:
     def __init__(
         self, meanwhile: str = "finishing these passes", ranks: Ranks = ALONE, begins: bool = True
     ) -> None:
-        """`meanwhile`: what a signal does not break off, in words. `begins`: at once, not with `begin`."""
+        """`meanwhile`: what a signal does not break off, in words. `begins`: at once, else with `begin`.
+
+        Entered again, by `Trainer.fit`, it begins at the latest.
+        """
         self.name, self.ranks, self.meanwhile = "", ranks, meanwhile
         self._begins, self._entered = begins, 0
         self._breaks = ""
         self._before: dict[signal.Signals, Any] = {}
         self._at: float | None = None  # when the first one came
+
+    def join(self, ranks: Ranks) -> None:
+        """From now on this is one of `ranks`, whose chief hears as well of a signal that came before."""
+        self.ranks = ranks
+        if self.name:
+            ranks.tell(self.name)
 
     def heard(self, ranks: Ranks) -> str:
         """The name of a signal that any rank has got so far; empty while there is none. Collective."""
@@ -63,7 +72,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self._entered += 1
-        if self._begins:
+        if self._begins or self._entered > 1:
             self.begin()
         return self
 
