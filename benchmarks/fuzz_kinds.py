@@ -7,20 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fuzzing import (
-    CONFIG,
-    CORPUS,
-    ODD,
-    VALUES,
-    Bench,
-    call,
-    lines_in,
-    mutated,
-    overrides,
-    require,
-    structured,
-    texts,
-)
+from fuzz_strategies import ODD, VALUES, mutated, overrides, structured, texts
+from fuzzing import CONFIG, CORPUS, Bench, call, lines_in, require
 from hypothesis import strategies as st
 
 from transformer.cli.data import main as data

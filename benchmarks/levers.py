@@ -32,9 +32,10 @@ from typing import Any
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parents[1])
 
-from benchmarks import lever_training, lever_translation
+from benchmarks import lever_checks, lever_training, lever_translation
 from benchmarks.arguments import at_least, new_file, old_file
-from benchmarks.lever_training import BUCKETS, Lever, in_random_order, stepped
+from benchmarks.lever_checks import BUCKETS, in_random_order
+from benchmarks.lever_training import Lever, stepped
 from benchmarks.lever_translation import Setting, Task
 from transformer.cli.config import Config
 from transformer.cli.lines import say
@@ -118,7 +119,7 @@ def training_row(trainer: Trainer, lever: Lever, batches: Sequence[Any], rounds:
             return speed(trainer, lever.run, batches)
 
     try:
-        lever_training.check(trainer, lever, batches)
+        lever_checks.check(trainer, lever, batches)
         with lever.both(trainer):
             found = alternating(lambda: speed(trainer, lever.run, batches), off, rounds)
     except UserError as error:  # no compiler

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import attention, lever_training, lever_translation, levers
+from benchmarks import attention, lever_checks, lever_training, lever_translation, levers
 from transformer.decoding.cache import DecoderCache
 from transformer.decoding.columns import SharedColumns
 from transformer.model.transformer import Transformer
@@ -47,7 +47,7 @@ def batches_of(trainer: Trainer, number: int = 2) -> list[Any]:
 
 
 def test_the_training_has_the_precision_that_was_asked_for(trainer: Trainer) -> None:
-    assert trainer.config.precision == "float32" or trainer.passes.dtype in lever_training.NEAR
+    assert trainer.config.precision == "float32" or trainer.passes.dtype in lever_checks.NEAR
 
 
 @pytest.mark.parametrize("name", lever_training.LEVERS)
@@ -60,7 +60,7 @@ def test_every_lever_of_training_is_checked_and_timed(
     monkeypatch.setattr(lever_training, "Compiled", AsItIs)
     monkeypatch.setattr(AsItIs, "calls", 0)
     weights = trainer.model.output_weight.detach().clone()
-    lever_training.check(trainer, lever, batches_of(trainer))
+    lever_checks.check(trainer, lever, batches_of(trainer))
     assert torch.equal(weights, trainer.model.output_weight), "a check leaves nothing behind"
     made = levers.training_row(trainer, lever, batches_of(trainer, 1), rounds=1)
     assert made.startswith(f"| {lever.text} | ")
@@ -76,7 +76,7 @@ def test_every_row_of_training_is_there(trainer: Trainer, monkeypatch: pytest.Mo
     idle = [lever.text for lever in lever_training.LEVERS.values() if trainer.passes.dtype in lever.idle]
     texts = [lever.text for lever in lever_training.LEVERS.values() if lever.text not in idle]
     assert rows[:-1] == texts
-    assert rows[-1] == f"| {lever_training.BUCKETS} | 1.00 | 1.00 to 1.00 | 1 | 1 |"
+    assert rows[-1] == f"| {lever_checks.BUCKETS} | 1.00 | 1.00 to 1.00 | 1 | 1 |"
 
 
 def halved(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ def test_a_way_that_computes_something_else_is_not_timed(
 
 def test_pairs_in_random_order_are_the_same_pairs(trainer: Trainer) -> None:
     batches = batches_of(trainer, 3)
-    other = lever_training.in_random_order(batches, 256)
+    other = lever_checks.in_random_order(batches, 256)
     assert sum(batch.target_tokens for batch in other) == sum(batch.target_tokens for batch in batches)
     assert max(batch.target_out.numel() for batch in other) <= 256
 

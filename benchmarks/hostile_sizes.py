@@ -1,0 +1,160 @@
+"""What would fill the memory, or never end: long lines, numbers beyond all measure, endless files."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fuzzing import Bench, call
+
+from transformer.cli.train import main as train
+from transformer.cli.translate import main as translate
+
+ROOT = Path(__file__).parents[1]
+Row = tuple[str, int, str]
+MOST = 1_500  # MB of a process that reads a line of 1 GB; torch and a model alone take 300
+SLOWEST = 300  # seconds of the same
+
+
+def row(fault: str, fine: bool, outcome: str, tried: int = 1) -> Row:
+    return fault, tried, outcome if fine else f"FAILED: {outcome}"
+
+
+def measured(
+    arguments: list[str], feed: Callable[[Any], None] | None = None
+) -> tuple[int, float, float, bytes, str]:
+    """(exit code, peak MB, seconds, stdout, stderr) of a command in a process of its own."""
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "transformer", *arguments],
+        stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    answers: dict[str, bytes] = {}
+    readers = [
+        threading.Thread(target=lambda name=name: answers.update({name: getattr(process, name).read()}))
+        for name in ("stdout", "stderr")
+    ]
+    for reader in readers:
+        reader.start()
+    if feed:
+        try:
+            feed(process.stdin)
+        except BrokenPipeError:
+            pass
+        finally:
+            process.stdin.close()  # type: ignore[union-attr]
+    for reader in readers:
+        reader.join()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.monotonic() - began
+    return process.returncode, usage.ru_maxrss / 1024, seconds, answers["stdout"], answers["stderr"].decode()
+
+
+def _bounded(
+    fault: str, found: tuple[int, float, float, bytes, str], code: int, lines: int | None = None
+) -> Row:
+    ended, megabytes, seconds, out, err = found
+    fine = ended == code and megabytes < MOST and seconds < SLOWEST and "Traceback" not in err
+    counted = ""
+    if lines is not None:
+        fine = fine and out.count(b"\n") == lines
+        counted = f"{out.count(10)} of {lines} lines out, "
+    said = "" if not ended else f" ({err.strip().splitlines()[-1][-90:]})" if err.strip() else ""
+    return row(fault, fine, f"exit code {ended}, {counted}{megabytes:,.0f} MB at most, {seconds:.0f} s{said}")
+
+
+def long_lines(bench: Bench) -> Iterator[Row]:
+    """Lines of 100,000 words and of 1 GB, translated."""
+    run = str(bench.run)
+    words = b"one\n" + b"red house " * 50_000 + b"\ntwo\n"
+    for name, flags in (("", []), (", --json", ["--json"])):
+        found = measured(["translate", run, *flags], lambda pipe: pipe.write(words))
+        yield _bounded(f"a line of 100,000 words translated{name}", found, 0, 3)
+    block = b"red house " * 100_000
+
+    def gigabyte(pipe: Any) -> None:
+        pipe.write(b"one\n")
+        for _ in range(1000):
+            pipe.write(block)
+
+    yield _bounded(
+        "1 GB without a line end from a pipe, translated", measured(["translate", run], gigabyte), 0, 2
+    )
+    sparse = bench.folder / "sparse"
+    with open(sparse, "wb") as file:
+        file.truncate(1 << 30)
+    found = measured(["translate", run, "--input", str(sparse)])
+    yield _bounded("1 GB of NUL without a line end as --input, translated", found, 0, 1)
+    for name, code in (("--prefix", 1), ("--score", 1), ("--reference", 0)):
+        found = measured(["translate", run, name, str(sparse)], lambda pipe: pipe.write(b"one\n"))
+        yield _bounded(f"1 GB without a line end as {name}", found, code)
+
+
+def long_training(bench: Bench) -> Iterator[Row]:
+    """The same as training text."""
+    good = (bench.folder / "train.en").read_bytes()
+    shared = f"valid: {bench.folder}/valid, cache: {bench.folder}/cache-long"
+    config = bench.file(
+        "long.yaml",
+        f"data: {{train: {bench.folder}/long, {shared}, max_unknown: 0.9,"
+        f" tokenizer: {{path: {bench.run}/tokenizer}}}}".encode(),
+    )
+    own = bench.file(
+        "own.yaml",
+        f"data: {{train: {bench.folder}/long, {shared}, max_unknown: 0.9,"
+        " tokenizer: {vocab_size: 40}}".encode(),
+    )
+    texts = {
+        "a line of 100,000 words": b"red house " * 50_000,
+        "a line of 16 MB": b"red house " * 1_600_000,
+        "a line of 1 GB": None,
+    }
+    for name, line in texts.items():
+        for side in ("en", "de"):
+            with open(bench.folder / f"long.{side}", "wb") as file:
+                file.write(good)
+                if line is None:
+                    file.truncate(1 << 30)
+                else:
+                    file.write(line + b"\n")
+        code = 1 if line is None else 0
+        yield _bounded(f"{name} in training text", measured(["data", config]), code)
+        yield _bounded(f"{name} in the text of a new tokenizer", measured(["data", own]), code)
+    for side in ("en", "de"):
+        (bench.folder / f"long.{side}").unlink()
+
+
+def limits(bench: Bench) -> Iterator[Row]:
+    """Numbers beyond all measure, and files that never end."""
+    run = str(bench.run)
+    for flags in (
+        *(["--beam", "1000000000"], ["--search", "sampling", "--json", "--n-best", "1000000000"]),
+        *(["--max-length", "1000000000"], ["--batch-tokens", "1000000000000"]),
+        *(["--set", "decode.chunk_lines=1000000000000"], ["--set", "decode.max_source_length=1000000000"]),
+    ):
+        answer = call(translate, [run, *flags], b"one\n")
+        yield row(f"translate.py {' '.join(flags)}", answer.code == 2, "refused, exit code 2")
+    yield _bounded("/dev/zero as configuration", measured(["train", "/dev/zero", "--check"]), 2)
+    yield _bounded("/dev/zero as weights", measured(["translate", run, "--checkpoint", "/dev/zero"]), 1)
+    header = struct.pack("<Q", 1 << 62) + b"{}"
+    with bench.damaged(bench.run / "model.safetensors", header):
+        yield _bounded("weights that announce a header of 2^62 bytes", measured(["translate", run]), 1)
+    flags = ["--beam", "1000", "--max-length", "100000", "--set", "decode.max_length_ratio=1e9"]
+    config = bench.config.read_text().replace("decoder_layers: 1", "decoder_layers: 100")
+    config = config.replace("updates: 2", "updates: 1")
+    run = str(bench.folder / "deep")
+    assert not call(train, [bench.file("deep.yaml", config.encode()), "--run-dir", run]).code
+    found = measured(["translate", run, *flags], lambda pipe: pipe.write(b"one\n"))
+    yield _bounded("100 layers, 1,000 hypotheses of up to 100,000 subwords", found, 2)
