@@ -5,7 +5,8 @@ trains by autocast and translates with weights in bf16. Its int8 is refused by i
 asks for an option that this version does not have (`gpu`). Batches are its own, rows x longest side, sorted
 by source first; it counts the target's BOS and EOS too and pads the target more, so that it is asked for 1.15
 times the size of the others', which gives as many target tokens an update. Its bucket is the corpus, and the
-batches are made in the process itself.
+batches are made in the process itself. Its dropout falls on the feed-forward's hidden layer, too, which is
+taken back.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import torch
 from eole.bin.run.train import train as train_main
 from eole.config.run import PredictConfig, TrainConfig
 from eole.inference_engine import InferenceEnginePY
+from eole.modules.transformer_mlp import MLP
 from eole.utils.loss import LossCompute
 from eole.utils.misc import set_random_seed
 
 from . import shapes
 from .meter import Task, adapter, filled, translated
+from .same_work import attention, keep_hidden
 from .text import pieces
 
 MORE = 1.15  # of the batch size, for as many target tokens an update, by count over a pass of the text
@@ -95,7 +98,8 @@ def train(task: Task) -> dict[str, Any]:
         return loss, *rest
 
     LossCompute.forward = counted
-    with tempfile.TemporaryDirectory() as directory, meter.training():
+    keep_hidden(MLP, "dropout_1")
+    with tempfile.TemporaryDirectory() as directory, meter.training(), attention(task):
         train_main(options(task, Path(directory), task.total))
     return meter.result()
 

@@ -17,6 +17,7 @@ from transformers import MarianConfig, MarianMTModel
 from . import shapes, text
 from .meter import Task, adapter, filled, translated
 from .plain import autocast, tensor
+from .same_work import attention
 
 
 def new(shape: shapes.Shape) -> Any:
@@ -56,7 +57,7 @@ def train(task: Task) -> dict[str, Any]:
     )
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1, (update + 1) / shapes.WARMUP))
     loss_of = nn.CrossEntropyLoss(ignore_index=shapes.PAD, label_smoothing=shapes.LABEL_SMOOTHING)
-    with meter.training():
+    with meter.training(), attention(task):
         for batch in text.buckets(text.pairs(task.data)):
             source = tensor([[*s, shapes.EOS] for s, _ in batch])
             target = tensor([[shapes.BOS, *t, shapes.EOS] for _, t in batch])

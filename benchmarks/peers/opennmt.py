@@ -7,7 +7,8 @@ first; it counts the target's BOS and EOS too and pads the target more, so that 
 size of the others', which gives as many target tokens an update. Its bucket is the corpus, and the batches
 are made in the process itself. It pins an older torch and is installed beside this one. Shim: `torch.load`
 gets `weights_only=False`, the default of the torch it was written for; without it no checkpoint of its own
-can be read.
+can be read. Its dropout falls on the feed-forward's hidden layer, too, which is
+taken back.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from onmt.bin.train import _get_parser as training_parser
 from onmt.bin.train import train as train_main
 from onmt.bin.translate import _get_parser as translation_parser
 from onmt.inference_engine import InferenceEnginePY
+from onmt.modules.position_ffn import PositionwiseFeedForward
 from onmt.utils.loss import LossCompute
 from onmt.utils.misc import set_random_seed
 from onmt.utils.parse import ArgumentParser
 
 from . import shapes
 from .meter import Task, adapter, filled, translated
+from .same_work import keep_hidden
 from .text import pieces
 
 MORE = 1.15  # of the batch size, for as many target tokens an update, by count over a pass of the text
@@ -98,6 +101,7 @@ def train(task: Task) -> dict[str, Any]:
         return loss, statistics
 
     LossCompute.forward = counted
+    keep_hidden(PositionwiseFeedForward, "dropout_1")
     with tempfile.TemporaryDirectory() as directory, meter.training():
         train_main(options(task, Path(directory), task.total))
     return meter.result()

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from . import shapes, text
 from .meter import Task, adapter, filled, translated
+from .same_work import attention
 
 # (all tokens so far (R, t), the row each continues (R)) -> logits of the next (R, V); R is sentences x beam
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -41,6 +42,10 @@ class Plain(nn.Module):
             batch_first=True,
             norm_first=True,
         )
+        for layer in (*self.transformer.encoder.layers, *self.transformer.decoder.layers):
+            layer.dropout.p = layer.self_attn.dropout = 0.0  # of the hidden layer, of attention's weights
+            if hasattr(layer, "multihead_attn"):
+                layer.multihead_attn.dropout = 0.0
         self.dropout = nn.Dropout(shapes.DROPOUT)
         angles = torch.arange(shapes.LONGEST + 2)[:, None] * torch.exp(
             torch.arange(0, width, 2) * (-math.log(10_000.0) / width)
@@ -88,7 +93,7 @@ def train(task: Task) -> dict[str, Any]:
     )
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1, (update + 1) / shapes.WARMUP))
     loss_of = nn.CrossEntropyLoss(ignore_index=shapes.PAD, label_smoothing=shapes.LABEL_SMOOTHING)
-    with meter.training():
+    with meter.training(), attention(task):
         for batch in text.buckets(text.pairs(task.data)):
             source = tensor([[*s, shapes.EOS] for s, _ in batch])
             target = tensor([[shapes.BOS, *t, shapes.EOS] for _, t in batch])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -442,3 +444,33 @@ def test_batches_fit_the_budget_and_hold_every_pair() -> None:
         seen += len(batch)
         assert len(batch) * max(len(side) + 1 for pair in batch for side in pair) <= BATCH_TOKENS
     assert seen == len(pairs)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # torch's own, of norm_first
+def test_peers_drop_where_this_toolkit_does_and_take_no_slow_attention_in_bf16() -> None:
+    from benchmarks.peers import same_work, shapes
+    from benchmarks.peers.plain import Plain
+
+    class Feedforward(torch.nn.Module):
+        def __init__(self, dropout: float) -> None:
+            super().__init__()
+            self.hidden, self.added = torch.nn.Dropout(dropout), torch.nn.Dropout(dropout)
+
+    same_work.keep_hidden(Feedforward, "hidden")
+    made = Feedforward(0.1)
+    assert (made.hidden.p, made.added.p) == (0.0, 0.1)
+
+    shape = replace(shapes.SHAPES["small"], vocabulary=20, d_model=8, d_ff=16, heads=2, layers=1)
+    network, ones = Plain(shape).train(), torch.ones(1, 400, 8)
+    for layer in (*network.transformer.encoder.layers, *network.transformer.decoder.layers):
+        hidden = layer.dropout(ones)
+        assert torch.equal(hidden, ones)
+        assert not torch.equal(layer.dropout1(ones), ones)
+        assert layer.self_attn.dropout == 0.0
+
+    flags = torch.backends.cuda.flash_sdp_enabled
+    for variant, flash in (("bf16", False), ("", True)):
+        task = argparse.Namespace(variant=variant)
+        with same_work.attention(task):
+            assert flags() is flash
+        assert flags() is True

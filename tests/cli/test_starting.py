@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,13 @@ def test_a_broken_package_is_one_line(program: list[str], error: str, tmp_path: 
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
     assert "it is broken; `python -m transformer doctor` says what is missing" in errors
+
+
+def test_a_library_that_crashes_leaves_the_line_of_python_where_it_did(tmp_path: Path) -> None:
+    with started(PROGRAMS[0], tmp_path, "import os\nos.abort()") as process:
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (-signal.SIGABRT, "")
+    assert re.search(r'torch\.py", line 2 in <module>', errors)
 
 
 @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN], ids=["as programs start", "ignored"])

@@ -18,7 +18,7 @@ KEEPALIVE = (socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 ROOT = Path(__file__).parents[2]
 # Rank 0 is busy, as in a validation, while rank 1 waits for it.
 WAITING = """
-import sys, time, torch
+import os, time, torch
 from transformer.training import connections, ranks
 ranks.LONGEST_SILENCE, connections.PROBES = 2.0, 1
 with ranks.open_ranks(torch.device("cpu")) as all:
@@ -30,7 +30,7 @@ with ranks.open_ranks(torch.device("cpu")) as all:
         all.barrier()
     except ranks.RankLost as error:
         print(error, flush=True)
-        sys.exit(7)
+        os._exit(7)  # as `program` does: a thread of torch's may abort an interpreter that takes itself down
 """
 
 
