@@ -21,7 +21,7 @@ class Compiled:
     """`model.hidden` as torch.compile makes it. source (B, S), target_in (B, T) -> hidden (B, T, D).
 
     Batch and lengths vary within one graph; torch gives a graph of its own only to a size of 1, so that there
-    are eight at most, and hardly more than two: batches of one pair are rare, a side of one token is more so.
+    are eight at most: a batch of one pair and a side of one token have theirs.
     The model itself stays as it is: same parameters, same names. Its hooks are not run; who needs them calls
     the model. Raises ConfigError where nothing can be compiled, which is tried out at once.
     """
