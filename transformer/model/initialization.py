@@ -37,23 +37,27 @@ def initialize(model: Transformer, seed: int) -> None:
         for linear, gain in sublayer.initial_gains(placement.gains)
     }
     tables = {id(model.output_table): 1.0}
-    tables |= {id(m.weight): 1.0 for m in model.modules() if isinstance(m, nn.Embedding | LearnedPositions)}
+    modules = list(model.modules())
+    tables |= {id(m.weight): 1.0 for m in modules if isinstance(m, (nn.Embedding, LearnedPositions))}
     tables |= embedding_gains(model)
     directions = {id(model.output_table)} if model.config.fix_norm else set()
-    directions |= {id(m.weight) for m in model.modules() if isinstance(m, UnitEmbedding)}
-    linears = {id(p): p for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters()}
+    directions |= {id(m.weight) for m in modules if isinstance(m, UnitEmbedding)}
+    linears = {id(p) for m in modules if isinstance(m, nn.Linear) for p in m.parameters()}
+    generator = torch.Generator()
+
+    def draws(name: str) -> torch.Generator:
+        return generator.manual_seed(derive_seed(seed, name))
 
     for name, parameter in model.named_parameters():
-        draws = torch.Generator().manual_seed(derive_seed(seed, name))
         if id(parameter) in directions:
-            uniform(parameter, 0.01, draws)
+            uniform(parameter, 0.01, draws(name))
         elif id(parameter) in tables:
-            normal(parameter, tables[id(parameter)] / math.sqrt(parameter.shape[1]), draws)
+            normal(parameter, tables[id(parameter)] / math.sqrt(parameter.shape[1]), draws(name))
         elif id(parameter) in linears and parameter.dim() == 2:
-            xavier_uniform(parameter, gains.get(id(parameter), 1.0), draws)
+            xavier_uniform(parameter, gains.get(id(parameter), 1.0), draws(name))
         elif id(parameter) in linears:
             parameter.zero_()
-    for embedding in model.modules():
+    for embedding in modules:
         if isinstance(embedding, nn.Embedding):
             embedding.weight[PAD] = 0.0
 
