@@ -55,7 +55,8 @@ def fixed_environment(one_thread: None) -> Iterator[None]:
     """Seed torch before each test and restore the default dtype after it."""
     import torch
 
-    torch.default_generator.manual_seed(0)  # torch.manual_seed formats three stacks, for devices that are not there
+    # torch.manual_seed formats three stacks for devices that are not there: as long as a small test takes.
+    torch.default_generator.manual_seed(0)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(0)
     dtype = torch.get_default_dtype()

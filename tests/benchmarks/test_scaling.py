@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import scaling
 import scaling_point
 
 from transformer import NORMS, PLACEMENTS, ModelConfig
+from transformer.speed import ceilings
+from transformer.speed.ceilings import measure_ceilings
 
 POINTS = list(scaling.points(False))
 ON_CPU = {"device": "cpu", "threads": 1}
@@ -45,14 +48,22 @@ def test_every_placement_and_every_norm_is_held_against_pre_ln() -> None:
     ],
 )
 def test_a_point_is_measured(
-    part: str, name: str, expected: set[str], capsys: pytest.CaptureFixture[str]
+    part: str,
+    name: str,
+    expected: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(scaling_point, "measure_ceilings", partial(measure_ceilings, seconds=0.03))
+    monkeypatch.setattr(ceilings, "_SHAPES", {"cpu": ((256, 512, 512),)})
+    monkeypatch.setattr(ceilings, "_COPIED", {"cpu": 1 << 24})
     scaling_point.main(json.dumps(scaling.tiny(of(part, name)) | ON_CPU))
     found = json.loads(capsys.readouterr().out)
     assert expected <= set(found)
     assert all(found[key] > 0 for key in expected - {"shares"})
 
 
+@pytest.mark.usefixtures("starts_warm")
 def test_a_point_in_its_own_process_tells_why_it_cannot_be_measured() -> None:
     point = scaling.tiny(of("preparation", "demo")) | ON_CPU
     assert scaling.measured(point | {"text": "data/none"})["skipped"] == "data/none is not there"

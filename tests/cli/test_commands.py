@@ -221,11 +221,16 @@ def test_data_reports_what_was_kept(config: str, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out)["train"]["kept"] < 200
 
 
-def test_the_package_runs_as_a_module() -> None:
-    command = [sys.executable, "-m", "transformer", "list", "norms"]
+def test_the_package_runs_as_a_module_and_imports_the_compiler_only_where_it_is_used() -> None:
+    """The compiler takes a second to import. What is imported is all that is told on stderr."""
+    command = [sys.executable, "-X", "importtime", "-m", "transformer", "train", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=60)
-    assert "RMSNorm" in done.stdout
-    assert done.stderr == ""
+    assert "--placement" in done.stdout
+    told = [line.partition("import time:") for line in done.stderr.splitlines()]
+    assert not [line for line in told if line[0] or not line[1]]
+    imported = {line[2].rpartition("|")[2].strip() for line in told}
+    assert {"torch", "transformer.training.trainer"} <= imported
+    assert "torch._dynamo" not in imported
 
 
 def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -58,7 +58,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing.CorpusWriter.__init__, "__defaults__", (0.0,))  # commit after each chunk
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small", "starts_warm")
 @pytest.mark.parametrize("sampling", [0.0, 0.1])
 def test_several_processes_write_the_bytes_of_one(
     section: Section,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,10 +110,3 @@ def test_no_compiler_is_told_before_anything_is_trained(
         ConfigError, match=r"train\.compile: torch\.compile failed.*compiler.*set it to false"
     ):
         workshop.trainer(compile=True)
-
-
-def test_the_compiler_is_imported_only_where_it_is_used() -> None:
-    """It takes a second."""
-    code = "import sys, transformer.cli.train; print('torch._dynamo' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout == "False\n"

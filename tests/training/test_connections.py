@@ -18,7 +18,9 @@ KEEPALIVE = (socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 ROOT = Path(__file__).parents[2]
 # Rank 0 is busy, as in a validation, while rank 1 waits for it.
 WAITING = """
-import os, time, torch
+import ctypes, os, sys, time, torch
+with open(sys.argv[1]) as host:  # of which this process is one, before it has a connection or a thread
+    assert not ctypes.CDLL(None).setns(host.fileno(), 0)
 from transformer.training import connections, ranks
 ranks.LONGEST_SILENCE, connections.PROBES = 2.0, 1
 with ranks.open_ranks(torch.device("cpu")) as all:
@@ -57,6 +59,7 @@ def test_connections_are_probed_and_nothing_else_is_touched() -> None:
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing())
+@pytest.mark.usefixtures("starts_warm")
 def test_a_rank_that_waits_ends_soon_after_the_cable_is_cut_and_no_sooner() -> None:
     with Network(2) as hosts:
         # On a busy machine its vote may be under way when the cable is cut: that is not what is tried here.
@@ -66,7 +69,7 @@ def test_a_rank_that_waits_ends_soon_after_the_cable_is_cut_and_no_sooner() -> N
             environment = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
             environment |= {"MASTER_ADDR": hosts.address(0), "MASTER_PORT": "29500"}
             environment |= {"GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-            command = hosts.command(rank, [sys.executable, "-c", WAITING])
+            command = [sys.executable, "-c", WAITING, f"/run/netns/{hosts.host(rank)}"]
             running.append(
                 subprocess.Popen(
                     command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
