@@ -76,9 +76,10 @@ def test_translations_that_were_kept_are_used_without_a_model(
     assert "B is better (p < 0.001)" in captured.out
 
 
-def test_a_test_set_may_have_a_slash_in_its_name(
+def test_a_run_of_before_whose_test_set_no_file_can_be_called_is_saved_by_another_name(
     copies: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Its translations of the set `n/a` were kept as n_a.hyp: that is the name the message proposes."""
     for side, names in zip(copies, ("{n/a: ", "{other: x, n/a: "), strict=True):
         (side / "model.safetensors").unlink()
         text = (side / CONFIG).read_text(encoding="utf-8")
@@ -86,14 +87,28 @@ def test_a_test_set_may_have_a_slash_in_its_name(
         text = re.sub(r"test:\n +held: .*", f"test: {names}{prefix}}}", text)
         (side / CONFIG).write_text(text, encoding="utf-8")
         keep(side, REFERENCES * 7, REFERENCES * 7, "n_a")
-    assert main(["compare", *map(str, copies), "--samples", "100", "--json"]) == 0
+    compared = ["compare", *map(str, copies), "--samples", "100", "--json"]
+    for side in copies:
+        assert main(compared) == 2
+        message = capsys.readouterr().err
+        assert "data.test.n/a: 'n/a' cannot name a test set, whose translations are a file" in message
+        assert f"call it 'n_a' ({side / CONFIG}, line " in message
+        text = (side / CONFIG).read_text(encoding="utf-8").replace("n/a:", "n_a:")
+        (side / CONFIG).write_text(text, encoding="utf-8")
+    assert main(compared) == 0
     captured = capsys.readouterr()
     assert "translating" not in captured.err
     facts = json.loads(captured.out)
-    assert facts["sentences"] == {"n/a": 112}
+    assert facts["sentences"] == {"n_a": 112}
     assert facts["notes"] == []
     assert facts["differences"]["model.placement"] == ["pre", "post"]
     assert not [key for key in facts["differences"] if key.startswith("data.test")]
+    resumed = ["train", "--resume", str(copies[0]), "--check"]
+    assert main(resumed) == 1
+    assert "take out its first line" in capsys.readouterr().err
+    text = (copies[0] / CONFIG).read_text(encoding="utf-8")
+    (copies[0] / CONFIG).write_text(text.partition("\n")[2], encoding="utf-8")
+    assert main(resumed) == 0
 
 
 def test_a_run_and_itself_do_not_differ(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

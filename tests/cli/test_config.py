@@ -96,6 +96,57 @@ def test_a_position_table_with_an_end_must_hold_every_sentence() -> None:
         assert load(Config, None, given).data.max_length == data
 
 
+UNFIT = [
+    (r'"a\0b"', r"'a\x00b' cannot name", r"call it 'a_b'"),
+    (r'"a\e[2J"', r"'a\x1b[2J' cannot name", r"call it 'a_[2J'"),
+    (r'"a\nb"', r"it has the character '\n' in it", "call it 'a_b'"),
+    (r'"a\u202eb"', r"it has the character '\u202e' in it", "call it 'a_b'"),
+    ("x/y", "it has '/' in it", "call it 'x_y'"),
+    ("../../x", "it has '/' in it", "call it '.._.._x'"),
+    ("'x:y'", "it has ':' in it", "call it 'x_y'"),
+    (r"'x\y'", r"it has '\\' in it", "call it 'x_y'"),
+    ("''", "it is blank", "up to 100 characters"),
+    ("' '", "it is blank", "up to 100 characters"),
+    ("'.'", "it means a directory", "up to 100 characters"),
+    ("'..'", "it means a directory", "up to 100 characters"),
+    ("a" * 101, "it is too long: 101 characters", "up to 100 characters and 200 bytes"),
+    ("\u20ac" * 67, "it is too long: 67 characters", "up to 100 characters and 200 bytes"),
+    ("Aux.2016", "it is a device of Windows", "up to 100 characters"),
+]
+
+
+@pytest.mark.parametrize(("name", "reason", "hint"), UNFIT, ids=lambda value: repr(value)[:20])
+def test_a_test_set_is_refused_whose_name_no_file_can_have_before_anything_is_read(
+    name: str, reason: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(f"data:\n  train: gone\n  test:\n    ? {name}\n    : b\n  valid: b\n", encoding="utf-8")
+    assert train([str(file), "--run-dir", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert message.count("  - ") == message.count("  - data.test") == 1
+    assert reason in message
+    assert hint in message
+    assert f"({file}, line 3)" in message or f"({file}, line 4)" in message
+    assert not {"\0", "\x1b", "\u202e"} & set(message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_test_sets_may_not_be_one_file_where_case_does_not_count() -> None:
+    for one, other in (("News", "news"), ("stra\u00dfe", "STRASSE"), ("caf\u00e9", "Cafe\u0301")):
+        with pytest.raises(ConfigError) as caught:
+            load(Config, None, [f"data.test={{{one}: demo, {other}: demo, else: demo}}"])
+        (problem,) = caught.value.problems
+        assert problem.path == f"data.test.{other}"
+        assert f"{other!r} and {one!r} would be one file" in problem.message
+        assert problem.hint
+
+
+def test_a_test_set_may_be_called_what_a_file_can_be() -> None:
+    names = ["2016", "no", "news test 2014 (full)", "\u30c6\u30b9\u30c8", ".hidden", "a" * 100, "aux_2016"]
+    names += ["wmt14-full_v1.2+x@y=z,#1", "\u00e4" * 100]
+    assert list(load(Config, None, [f"data.test={dict.fromkeys(names, 'demo')}"]).data.test) == names
+
+
 def test_the_command_line_counts_from_left_to_right(capsys: pytest.CaptureFixture[str]) -> None:
     file = str(CONFIGS[0])
     for flags, rate in ((["--lr", "2", "--set", "train.lr=3"], 3), (["--set", "train.lr=3", "--lr", "2"], 2)):

@@ -143,7 +143,7 @@ OTHERS: dict[str, str] = {
     "data.tokenizer.path": "elsewhere",
     "data.tokenizer.source_vocab_size": "50",
     "data.tokenizer.target_vocab_size": "50",
-    "data.tokenizer.character_coverage": "0.9",
+    "data.tokenizer.character_coverage": "0.99",
 }
 
 

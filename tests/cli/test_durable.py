@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from transformer.cli.result import write_text
 from transformer.cli.room import room, settle
@@ -18,6 +19,7 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.data.vocabulary import _install
 from transformer.data.writing import CorpusWriter
 from transformer.export.directory import written_whole
+from transformer.training.states import PREVIOUS, adopt, find_training, save_training
 
 Event = tuple[str, Path]  # what was done, to which place
 
@@ -87,8 +89,23 @@ def overwritten(tmp_path: Path) -> None:
         settle(tmp_path)
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="reads what is synced from /proc")
-@pytest.mark.parametrize("write", [tokenizer, stamp, encoded, cached, served, text, overwritten])
+def saved(last: Path, update: int) -> None:
+    save_training(last, {"vector": torch.zeros(2)}, {"value": update}, update)
+
+
+def adopted(tmp_path: Path) -> None:
+    last = tmp_path / "checkpoints" / "last"
+    for update in (1, 2):
+        saved(last, update)
+    (last / "trainer.pt").write_bytes(b"damaged")
+    adopt(find_training(last), last)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="reads what is synced from /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("write", [tokenizer, stamp, encoded, cached, served, text, overwritten, adopted])
 def test_contents_are_synced_before_a_rename_and_the_directory_after_it(
     write: Callable[[Path], None], tmp_path: Path, events: list[Event]
 ) -> None:
@@ -100,8 +117,31 @@ def test_contents_are_synced_before_a_rename_and_the_directory_after_it(
             if target.name == "old":  # an export that is about to be deleted
                 continue
             assert ("sync", target.parent) in events[i:], f"the name {target} may be lost"
-            if write is not overwritten:  # that moves what is there for good
+            if write not in (overwritten, adopted):  # they move what is there for good
                 assert ("sync", place) in events[:i], f"{target} may be empty"
+
+
+@needs_proc
+def test_a_state_is_synced_before_it_is_renamed_and_its_new_names_after_that(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    """A state that lost its name with the machine would take the one before it along, which has moved."""
+    last = tmp_path / "checkpoints" / "last"
+    new, previous = last.with_name("last.new"), last.with_name(PREVIOUS)
+    for update in (1, 2):
+        events.clear()
+        saved(last, update)
+        renames = [("from", new), ("to", last)]
+        if update == 2:
+            renames = [("from", last), ("to", previous), *renames]
+        named = [("sync", new.parent), ("sync", new.parent.parent), *renames, ("sync", last.parent)]
+        assert events[-len(named) :] == named
+        written = [place.name for what, place in events[: -len(named)] if what == "to"]
+        assert sorted(written) == ["manifest.json", "model.safetensors", "trainer.pt"]
+        for i, (what, place) in enumerate(events[: -len(named)]):
+            if what == "to":
+                assert ("sync", events[i - 1][1]) in events[:i], f"{place} may be empty"
+                assert ("sync", new) in events[i : -len(named)], f"the name {place} may be lost"
 
 
 def test_whatever_has_a_name_is_cleared(tmp_path: Path) -> None:

@@ -204,9 +204,22 @@ def test_options_that_do_not_fit_together_are_refused() -> None:
         ({"type": "char", "sampling": 0.1}, "one segmentation"),
         ({"sampling": 1.0}, "below 1"),
         ({"vocab_size": 4}, "greater than or equal to 5"),
+        ({"character_coverage": 0.9799}, "greater than or equal to 0.98"),
+        ({"character_coverage": 1.0001}, "less than or equal to 1"),
     ):
         with pytest.raises(ValidationError, match=message):
             TokenizerConfig.model_validate(options)
+
+
+@pytest.mark.parametrize("coverage", [0.98, 1.0])
+def test_sentencepiece_takes_the_coverages_at_the_ends_and_none_beyond(
+    tmp_path: Path, coverage: float
+) -> None:
+    assert train(tmp_path, character_coverage=coverage)[0].size == 80
+    beyond = TokenizerConfig().model_copy(update={"character_coverage": 2 * coverage - 0.99})
+    pairs = sentences(200)
+    with pytest.raises(DataError, match="SentencePiece cannot train on"):
+        train_tokenizers(beyond.model_copy(update={"vocab_size": 80}), lambda: pairs, 200, tmp_path)
 
 
 def test_training_says_nothing_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -162,3 +162,7 @@ def test_a_file_that_cannot_be_where_it_should_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_weights(tmp_path / "file" / "x" / "m.safetensors", Tied().state_dict(), {})
+    with pytest.raises(CheckpointError, match=r"too long.*what was there before is kept"):
+        write_weights(tmp_path / ("m" * 300), Tied().state_dict(), {})
+    with pytest.raises(CheckpointError, match=r"too long.*what was there before is kept"):
+        checkpoint.write_atomically(tmp_path / ("m" * 300), Path.touch)

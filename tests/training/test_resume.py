@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -188,6 +189,42 @@ def test_a_run_that_was_killed_goes_on_from_its_last_save(death: int, workshop: 
     resumed = workshop.trainer("cut")
     resumed.resume()
     assert resumed.progress.update == death // 4 * 4
+    resumed.fit()
+    assert_same(resumed, straight)
+
+
+@pytest.mark.parametrize("where", ["resuming.save_training", "shelf.Shelf.prune"])
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_run_that_is_killed_while_it_saves_has_all_weights_that_its_last_state_names(
+    number: int, where: str, workshop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the state is written, and before weights that it no longer names are removed."""
+    straight = workshop.trainer("straight")
+    straight.fit()
+    calls = []
+    place = f"transformer.training.{where}"
+    done = pkgutil.resolve_name(place)
+
+    def dying(*arguments: Any) -> Any:
+        calls.append(None)
+        if len(calls) == number:
+            raise Cut
+        return done(*arguments)
+
+    trainer = workshop.trainer("cut")
+    with monkeypatch.context() as patched:
+        patched.setattr(place, dying)
+        with pytest.raises(Cut):
+            trainer.fit()
+    _, state = load_training(trainer.shelf.last)
+    saved = 4 * (number - (where == "resuming.save_training"))
+    assert state["update"] == saved
+    assert state["progress"]["recent"] == [update for update in (saved - 4, saved) if update]
+    for update in state["progress"]["recent"]:
+        assert read_weights(trainer.shelf.at(update))[1]["update"] == str(update)
+    resumed = workshop.trainer("cut")
+    resumed.resume()
+    assert "in no file" not in (resumed.run_dir / "log.txt").read_text()
     resumed.fit()
     assert_same(resumed, straight)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core import rundir
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.reading import written
-from ..core.rundir import TESTS, WEIGHTS
 from ..data.dataset import read_parallel
 from ..decoding.translator import Translator
 from ..studies.bootstrap import SAMPLES, Resampled, paired_bootstrap
@@ -46,13 +45,13 @@ class Side:
 
     def kept(self, test: str, ending: str) -> list[str] | None:
         """Lines of RUN/tests/NAME.ENDING, None where there is no such file."""
-        file = self.directory / TESTS / f"{test.replace(os.sep, '_')}.{ending}"
+        file = rundir.kept(self.directory, test, ending)
         return list(read_lines(str(file))) if file.is_file() else None
 
     def has_no_model(self) -> bool:
         """Has it ended without one, as a run that diverged before its first validation?"""
         diverged = read_result(self.directory).get("status") == "diverged"
-        return diverged and not (self.directory / WEIGHTS).is_file()
+        return diverged and not (self.directory / rundir.WEIGHTS).is_file()
 
     def parameters(self, loaded: dict[Path, Run]) -> int | None:
         if self.directory in loaded:

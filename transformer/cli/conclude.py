@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError
-from ..core.rundir import TESTS, WEIGHTS
+from ..core.rundir import WEIGHTS, kept
 from ..data.dataset import Prepared
 from ..decoding.translator import Translator
 from ..evaluation.validation import score_test_sets
@@ -81,7 +80,5 @@ def _keep_translations(
     run_dir: Path, name: str, translations: Sequence[str], references: Sequence[str]
 ) -> None:
     """A test set's translations and references, a line each, for paired tests between runs."""
-    file = run_dir / TESTS / name.replace(os.sep, "_")
-    file.parent.mkdir(exist_ok=True)
-    for ending, lines in ((".hyp", translations), (".ref", references)):
-        write_text(file.with_name(file.name + ending), "".join(f"{line}\n" for line in lines))
+    for ending, lines in (("hyp", translations), ("ref", references)):
+        write_text(kept(run_dir, name, ending), "".join(f"{line}\n" for line in lines))

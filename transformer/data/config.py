@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from ..core.configuration import Count, PathText, Positive, Probability, Section, Text
 from ..core.errors import Problem
+from ..core.filenames import LONGEST, LONGEST_BYTES, fitting, same_file, unfit
 from .corpus import DEMO, DEMO_LANGUAGES
 from .tokenizer import TokenizerConfig
 
@@ -32,7 +33,8 @@ class DataConfig(Section):
     )
     valid: Text = Field(default=DEMO, description="prefix of the validation text")
     test: dict[Text, Text] = Field(
-        default_factory=dict, description="name -> prefix of each test set scored at the end of training"
+        default_factory=dict,
+        description="name -> prefix of each test set scored at the end of training; a name is that of a file",
     )
     tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="how text becomes subwords")
     max_length: Count = Field(
@@ -51,6 +53,7 @@ class DataConfig(Section):
     )
 
     def conflicts(self) -> Iterator[Problem]:
+        yield from self._unfit_names()
         if self.source == self.target:
             yield Problem("target", f"source and target are both {self.source!r}")
         uses_demo = [key for key, prefix in self._prefixes() if prefix == DEMO]
@@ -59,6 +62,21 @@ class DataConfig(Section):
             yield Problem(uses_demo[0], message, hint="give the prefixes of your own text, or use en and de")
         if DEMO not in self.train and self.valid == DEMO and "valid" not in self.model_fields_set:
             yield Problem("valid", "train is your own text, so valid needs the prefix of held-out text too")
+
+    def _unfit_names(self) -> Iterator[Problem]:
+        """Names that cannot be those of files, and of two that would be one file the second."""
+        before: dict[str, str] = {}
+        for name in self.test:
+            printable = len(name) <= LONGEST and name.isprintable()
+            key, shown = f"test.{name}" if printable else "test", repr(name[:LONGEST])
+            if reason := unfit(name):
+                message = f"{shown} cannot name a test set, whose translations are a file: {reason}"
+                better, limits = fitting(name), f"{LONGEST} characters and {LONGEST_BYTES} bytes"
+                hint = f"call it {better!r}" if not unfit(better) else f"choose a name of up to {limits}"
+                yield Problem(key, message, hint=hint)
+            elif (other := before.setdefault(same_file(name), name)) != name:
+                message = f"{shown} and {other!r} would be one file where upper and lower case are the same"
+                yield Problem(key, message, hint="choose names that differ in more")
 
     def _prefixes(self) -> Iterator[tuple[str, str]]:
         yield from (("train", prefix) for prefix in self.train)

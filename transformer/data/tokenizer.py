@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 import sentencepiece
 from pydantic import Field
 
-from ..core.configuration import Count, Int, NonNegative, Positive, Section, Text
+from ..core.configuration import Count, Float, Int, NonNegative, Section, Text
 from ..core.disk import replace
 from ..core.errors import DataError, Problem
 from ..core.special import BOS, EOS, PAD, UNK
@@ -38,6 +38,7 @@ _CONTROL_PIECES = {PAD: "\x01<pad>", UNK: "\x01<unk>", BOS: "\x01<s>", EOS: "\x0
 _WORD = re.compile("▁[^▁]*")
 _LONGEST_WORD = 64  # characters; drawing takes time quadratic in this
 
+LOWEST_COVERAGE = 0.98  # that SentencePiece trains with
 _LARGEST_REQUEST = 10_000_000  # near 2**31 SentencePiece's arithmetic overflows and training never ends
 _LONGEST_SENTENCE = 4096  # bytes a training sentence may have; longer lines are cut, not left out
 _TRAINING_THREADS = 4  # fixed: the order of float sums, and so the model, depends on it
@@ -59,8 +60,9 @@ class TokenizerConfig(Section):
     target_vocab_size: PieceCount | None = Field(
         default=None, description="another size for the target (separate models only; default: `vocab_size`)"
     )
-    character_coverage: Positive = Field(
+    character_coverage: Float = Field(
         default=1.0,
+        ge=LOWEST_COVERAGE,
         le=1.0,
         description="share of the text's characters that get a piece; the rest are unknown",
     )
@@ -289,6 +291,7 @@ def _explain(message: str, what: str, kind: str, size: int) -> str:
         return (
             f"a vocabulary of {size:,} {kind} pieces is too small for {what}: its characters alone need "
             f"{int(found[1]):,}; raise data.tokenizer.vocab_size or lower data.tokenizer.character_coverage"
+            f" (to {LOWEST_COVERAGE} at least)"
         )
     if "sentences_.empty()" in message:
         return f"no tokenizer can be trained: {what} of the training data has blank lines only"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.rundir import CONFIG_FILE, METRICS, TESTS
+from ..core.rundir import CONFIG_FILE, METRICS, kept
 from .cells import FINISHED, Cell, flat, load_yaml, read_result, state
 from .config import Study
 from .metrics import scored_set
@@ -73,11 +72,11 @@ class Outcome:
 
     def hypotheses(self, test: str) -> list[str] | None:
         """The run's translations of a test set, a sentence each; None where none were kept."""
-        return _lines(self.cell.run_dir / TESTS / f"{test.replace(os.sep, '_')}.hyp")
+        return _lines(kept(self.cell.run_dir, test, "hyp"))
 
     def references(self, test: str) -> list[str] | None:
         """The untouched reference of a test set, a sentence each."""
-        return _lines(self.cell.run_dir / TESTS / f"{test.replace(os.sep, '_')}.ref")
+        return _lines(kept(self.cell.run_dir, test, "ref"))
 
 
 def load(cell: Cell, target: float | None = None) -> Outcome | None:

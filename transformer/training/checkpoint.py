@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -149,8 +150,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             " what was there before is kept"
         ) from error
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        with suppress(OSError):  # as of a name that is too long: what came first is what is said
+            temporary.unlink(missing_ok=True)
 
 
 def beside(path: Path, suffix: str) -> Path:

@@ -135,6 +135,7 @@ def _settle(trainer: Trainer, saved: Saved) -> None:
     say(f"resumed after update {trainer.progress.update:,}, {_named(saved)}")
     for note in [*_notes(trainer, saved.state), *shelf.reopen(trainer.progress)]:
         say(f"note: {note}")
+    shelf.prune(trainer.progress)  # what a save that was killed had still to remove
 
 
 def rewind(trainer: Trainer, before: int) -> int:
