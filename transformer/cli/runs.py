@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..core.errors import CheckpointError, ConfigError
+from ..core.errors import CheckpointError, ConfigError, is_out_of_memory
 from ..core.rundir import CHECKPOINTS, CONFIG_FILE, RESULT, TOKENIZERS, WEIGHTS
 from ..data.tokenizer import Tokenizer, load_tokenizers
 from ..model.transformer import Transformer
@@ -123,7 +123,11 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0]
+    except Exception as error:  # each backend that is not there says so with a class of its own
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        if "INTERNAL ASSERT" in reason:  # of names that torch no longer has a use for
+            reason = "this torch does not compute on it"
         raise ConfigError(f"--device {name}: {reason}; use auto, cpu, cuda or cuda:0") from None
     return device
