@@ -40,10 +40,10 @@ from benchmarks.lever_translation import Setting, Task
 from transformer.cli.config import Config
 from transformer.cli.lines import say
 from transformer.cli.train import wire
+from transformer.core.cpus import MOST_THREADS
 from transformer.core.errors import UserError
 from transformer.core.loading import load
 from transformer.data.dataset import prepare
-from transformer.core.cpus import MOST_THREADS
 from transformer.decoding.config import MOST_HYPOTHESES
 from transformer.model.transformer import Transformer
 from transformer.training.logbook import Logbook
