@@ -40,6 +40,7 @@ from benchmarks.lever_translation import Setting, Task
 from transformer.cli.config import Config
 from transformer.cli.lines import say
 from transformer.cli.train import wire
+from transformer.core.cpus import MOST_THREADS
 from transformer.core.errors import UserError
 from transformer.core.loading import load
 from transformer.data.dataset import prepare
@@ -224,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sentences", type=at_least(1), default=500, help="of a round of translation")
     parser.add_argument("--beam", type=at_least(1, MOST_HYPOTHESES), default=5)
     parser.add_argument("--rounds", type=at_least(1), default=5)
-    parser.add_argument("--threads", type=at_least(1), default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=at_least(1, MOST_THREADS), default=os.cpu_count() or 1)
     parser.add_argument("--write", type=new_file, help="a Markdown file for the table (default: print it)")
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--release", action="store_true", help=argparse.SUPPRESS)

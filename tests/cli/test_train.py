@@ -496,6 +496,12 @@ def test_a_run_does_not_go_on_with_other_text(
         (["--resume", "RUN", "--run-dir", "other"], "run_dir: a run goes on with what it was started with"),
         (["CONFIG", "--check", "--device", "abacus"], "--device abacus"),
         (["CONFIG", "--device", "meta"], "--device meta"),
+        (["CONFIG", "--device", "hpu"], "--device hpu: No module named 'torch.hpu'; use auto"),
+        (
+            ["CONFIG", "--check", "--set", "train.threads=1025"],
+            "train.threads: must be less than or equal to 1024",
+        ),
+        (["--resume", "RUN", "--set", "train.threads=2147483648"], "train.threads: must be"),
     ],
 )
 def test_flags_that_would_be_ignored_are_refused(

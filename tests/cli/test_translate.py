@@ -237,6 +237,8 @@ def test_average_explains_what_it_cannot_do(
         (["RUN", "--input", "gone.en"], 1, "gone.en: no such file"),
         (["RUN", "--score", "VALID", "--prefix", "VALID"], 2, "--score translates nothing"),
         (["RUN", "--threads", "100000000000000000000"], 2, "--threads 100000000000000000000: at most"),
+        (["RUN", "--threads", "1025"], 2, "--threads 1025: at most 1024"),
+        (["RUN", "--device", "privateuseone"], 2, "--device privateuseone: No module"),
         (["RUN", "--reference", "-"], 2, "stdin can be read once"),
         (["RUN", "--checkpoint", "gone"], 1, "gone: no such file"),
         (["gone"], 1, "no such run directory"),

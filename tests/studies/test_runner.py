@@ -317,11 +317,20 @@ def test_a_part_that_cannot_be_read_is_told(
     assert "give i/n" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "two"])
-def test_a_number_of_jobs_that_is_none_is_told(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        *((each, "give a whole number from 1 on") for each in ("0", "-1", "two")),
+        *((each, "at most 256") for each in ("257", "9" * 5000)),
+    ],
+)
+def test_a_number_of_jobs_that_makes_no_sense_is_told(
+    text: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
         command_module.main(["study.yaml", f"--jobs={text}"])
-    assert "give a whole number from 1 on" in capsys.readouterr().err
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_an_estimate_counts_what_a_training_takes_around_its_updates(

@@ -15,8 +15,9 @@ from transformer.data.encoded import EncodedCorpus
 from transformer.training.config import TrainConfig
 from transformer.training.launch import launched, own_device, restarted, speaks
 from transformer.training.layouts import Whole, refusals
+from transformer.training.meeting import Wait, meet
 from transformer.training.passes import Passes
-from transformer.training.ranks import Ranks, _meeting
+from transformer.training.ranks import Ranks
 
 V = 24
 SHAPE = {"d_model": 16, "heads": 2, "d_ff": 24, "encoder_layers": 2, "decoder_layers": 2}
@@ -123,8 +124,8 @@ def test_a_job_keeps_its_name_where_torchrun_keeps_its_store(monkeypatch: pytest
     jobs = []
     for attempt, parent in enumerate([11, 11, 12]):
         monkeypatch.setattr(os, "getppid", lambda parent=parent: parent)
-        _, job = _meeting({**environment, "TORCHELASTIC_RESTART_COUNT": str(attempt)})
+        _, job = meet({**environment, "TORCHELASTIC_RESTART_COUNT": str(attempt)}, Wait(0, 2))
         jobs.append(job)
     assert len(set(jobs)) == 1
     assert " 11 " in jobs[0]
-    assert _meeting({**environment, "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "3"})[1] == ""
+    assert meet({**environment, "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "3"}, Wait(1, 2))[1] == ""

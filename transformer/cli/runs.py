@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ..core.errors import CheckpointError, ConfigError
+from ..core.errors import CheckpointError, ConfigError, is_out_of_memory
 from ..core.rundir import CHECKPOINTS, CONFIG_FILE, RESULT, TOKENIZERS, WEIGHTS
+from ..data.dataset import Prepared
 from ..data.tokenizer import Tokenizer, load_tokenizers
 from ..model.transformer import Transformer
 from ..training.checkpoint import load_model_weights
@@ -52,6 +53,21 @@ def load_run(directory: Path, checkpoint: str | None = None, device: torch.devic
 def made_with(config: Config, source: Tokenizer, target: Tokenizer) -> dict[str, str]:
     """What weights mean nothing without, for the header of their file: the `model` section and the pieces."""
     return {"model": config.model.model_dump_json(), "pieces": f"{source.digest} {target.digest}"}
+
+
+def fixed(config: Config, data: Prepared) -> dict[str, Any]:
+    """What a resumed run must have in common with the run it goes on with, beside `train` and `model`.
+
+    Where the text lies does not count, what it says does. Should a default change, a run does not.
+    """
+    places = {"train", "valid", "test", "cache"}
+    sections = {"data": config.data.model_dump(mode="json", exclude=places)}
+    sections |= {"decode": config.decode.model_dump(mode="json")}
+    options = {
+        f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()
+    }
+    pieces = {"source pieces": data.source_tokenizer.digest, "target pieces": data.target_tokenizer.digest}
+    return {**options, **data.digests, **pieces, **config.model.resolved_options()}
 
 
 def require_made_with(
@@ -123,7 +139,11 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0]
+    except Exception as error:  # each backend that is not there says so with a class of its own
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        if "INTERNAL ASSERT" in reason:  # of names that torch no longer has a use for
+            reason = "this torch does not compute on it"
         raise ConfigError(f"--device {name}: {reason}; use auto, cpu, cuda or cuda:0") from None
     return device

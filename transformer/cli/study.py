@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..core.cpus import MOST_PROCESSES
 from ..core.errors import ConfigError, Problem, UserError
 from ..core.loading import parse_override, similar_file
 from ..core.reading import written
@@ -173,6 +174,8 @@ def _part(text: str) -> tuple[int, int]:
 def _jobs(text: str) -> int:
     if not re.fullmatch(r"0*[1-9]\d*", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"give a whole number from 1 on, not {text!r}")
+    if len(text.lstrip("0")) > len(str(MOST_PROCESSES)) or int(text) > MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text}: at most {MOST_PROCESSES}")
     return int(text)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -26,14 +27,15 @@ from ..evaluation.validation import Validator
 from ..model.transformer import Transformer
 from ..modules.precision import resolve_precision
 from ..training.interruption import Interruption
-from ..training.launch import launched, own_device, restarted, speaks, supervised
+from ..training.launch import launched, own_device, require_launch, restarted, speaks, supervised
 from ..training.logbook import Logbook, Mute
+from ..training.meeting import CalledOff
 from ..training.memory import keep_freed_memory
 from ..training.ranks import ALONE, Elsewhere, Ranks, open_ranks
 from ..training.shelf import Shelf
 from ..training.trainer import Outcome, Trainer
 from .command import EXIT_CODES, MODEL_FLAGS, Parser, command
-from .conclude import EXIT, conclude, resumable
+from .conclude import EXIT, conclude, exit_code, resumable
 from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .hold import held
@@ -41,7 +43,7 @@ from .lines import say
 from .resolve import CHANGEABLE, new_config, resumed_config
 from .result import commit, has_diverged, how_it_ended, versions, write_text
 from .room import FIRST_WORDS, put_aside, put_back, room, settle
-from .runs import made_with, pick_device
+from .runs import fixed, made_with, pick_device
 
 PREFETCH = 4  # batches made ahead of the trainer
 SPEAKING = 5.0  # seconds for the process that says why; torchrun kills all when the first has ended
@@ -51,8 +53,14 @@ RELEASE = 60.0  # seconds within which what torchrun has killed lets go of the r
 @command
 def main(argv: Sequence[str]) -> int:
     """Train, or go on with a run. The exit code tells how it ended, in each process of it."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    require_launch()  # each process has its own variables, and says itself what is wrong with them
     try:
-        return _main(argv)
+        return _main(arguments, [*parser.prog.split(), *argv])
+    except CalledOff as error:
+        say(str(error))
+        return exit_code("interrupted")
     except (Elsewhere, ConfigError) as error:
         if speaks() and not isinstance(error, Elsewhere):  # the others of this machine say the same
             raise
@@ -60,9 +68,7 @@ def main(argv: Sequence[str]) -> int:
         return error.exit_code
 
 
-def _main(argv: Sequence[str]) -> int:
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+def _main(arguments: Namespace, command_line: Sequence[str]) -> int:
     if (arguments.config is None) == (arguments.resume is None):
         raise ConfigError("give a configuration file, or --resume RUN (which has its own)")
     resume = arguments.resume is not None
@@ -86,7 +92,8 @@ def _main(argv: Sequence[str]) -> int:
     run_dir = Path(str(config.run_dir))
     # torchrun starts anew, to train on, what does not end with 0; where something may be saved a signal must.
     interruption = Interruption(begins=supervised() and (resume or restarted()))
-    with interruption, open_ranks(device) as ranks, ExitStack() as stack:
+    ranks_of = open_ranks(device, heard=lambda: interruption.name)
+    with interruption, ranks_of as ranks, ExitStack() as stack:
         interruption.join(ranks)
         ranks.decide(lambda: stack.enter_context(held(run_dir, patience)))
         if ranks.decide(lambda: _is_of(ranks.job, run_dir)):
@@ -95,7 +102,7 @@ def _main(argv: Sequence[str]) -> int:
                 return EXIT["diverged"]  # as it would again
         if not resume:
             ranks.decide(lambda: stack.enter_context(room(run_dir, arguments.overwrite)))
-        return train(config, run_dir, device, resume, [*parser.prog.split(), *argv], interruption)
+        return train(config, run_dir, device, resume, command_line, interruption)
 
 
 def train(
@@ -230,24 +237,9 @@ def wire(
             **made_with(config, data.source_tokenizer, data.target_tokenizer),
         },
         logbook=logbook,
-        fixed=_fixed(config, data),
+        fixed=fixed(config, data),
         ranks=ranks,
     )
-
-
-def _fixed(config: Config, data: Prepared) -> dict[str, Any]:
-    """What a resumed run must have in common with the run it goes on with, beside `train` and `model`.
-
-    Where the text lies does not count, what it says does. Should a default change, a run does not.
-    """
-    places = {"train", "valid", "test", "cache"}
-    sections = {"data": config.data.model_dump(mode="json", exclude=places)}
-    sections |= {"decode": config.decode.model_dump(mode="json")}
-    options = {
-        f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()
-    }
-    pieces = {"source pieces": data.source_tokenizer.digest, "target pieces": data.target_tokenizer.digest}
-    return {**options, **data.digests, **pieces, **config.model.resolved_options()}
 
 
 def _pairs(config: Config, prefix: str, split: Literal["valid", "test"]) -> list[tuple[str, str]]:

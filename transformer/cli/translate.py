@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 
 import torch
 
+from ..core.cpus import MOST_PROCESSES, MOST_THREADS
 from ..core.errors import ConfigError, DataError, Problem
 from ..core.loading import Override, load
 from ..decoding.config import DecodeConfig
@@ -33,9 +34,6 @@ from .runs import load_ensemble, pick_device, weights_file
 T = TypeVar("T")
 
 AnyTranslator: TypeAlias = LineTranslator | SpreadTranslator
-
-MOST_THREADS = 1024
-MOST_PROCESSES = 256
 
 FLAGS = {
     "--beam": ("decode.beam", "hypotheses kept by beam search; 1 is greedy"),

@@ -1,8 +1,12 @@
-"""How many CPUs this process may use."""
+"""How many CPUs this process may use, and how many threads and processes may be asked for."""
 
 from __future__ import annotations
 
 import os
+
+# OpenMP is not asked for more: with 100,000 threads it crashes the process. No machine is served by more.
+MOST_THREADS = 1024
+MOST_PROCESSES = 256
 
 
 def usable_cpus() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, model_validator
 
@@ -16,6 +16,7 @@ from ..core.configuration import (
     Section,
     choice,
 )
+from ..core.cpus import MOST_THREADS
 from ..core.errors import Problem
 from .optimizers import OPTIMIZERS
 from .schedules import SCHEDULES
@@ -83,7 +84,9 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="of matrix products; auto: bf16 where the hardware is fast at it"
     )
-    threads: CountOrZero = Field(0, description="CPU threads; 0 leaves torch's choice")
+    threads: Annotated[CountOrZero, Field(le=MOST_THREADS)] = Field(
+        0, description="CPU threads; 0 leaves torch's choice"
+    )
     compile: StrictBool = Field(
         False,
         description="torch.compile of the model's forward, with a bounded number of graphs, which the log"

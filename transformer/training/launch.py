@@ -3,11 +3,61 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, Problem
+
+REMEDY = (
+    "torchrun sets all of these for each process, and so has whoever starts processes without it; to train"
+    " in one process, unset RANK and WORLD_SIZE"
+)
+
+
+def require_launch(environment: Mapping[str, str] = os.environ) -> None:
+    """ConfigError with all that is missing or wrong in what starts several processes, if something did."""
+    if "RANK" not in environment and "WORLD_SIZE" not in environment:
+        return
+    problems: list[Problem] = []
+
+    def number(name: str, least: int, most: int | None = None, needed: bool = True) -> int | None:
+        text = environment.get(name)
+        if text is None:
+            problems.extend([Problem(name, "not set")] * needed)
+            return None
+        value = int(text) if re.fullmatch(r"0|[1-9][0-9]{0,8}", text) else -1
+        if value < least or (most is not None and value > most):
+            bounds = f"from {least} up" if most is None else f"from {least} to {most}"
+            problems.append(Problem(name, f"a whole number {bounds} is wanted, not {text!r}"))
+            return None
+        return value
+
+    size = number("WORLD_SIZE", 1)
+    last = None if size is None else size - 1
+    number("RANK", 0, last)
+    here = number("LOCAL_WORLD_SIZE", 1, size, needed=False)
+    number("LOCAL_RANK", 0, last if here is None else here - 1, needed=here is not None and here > 1)
+    number("TORCHELASTIC_RESTART_COUNT", 0, needed=False)
+    if size != 1:
+        address = environment.get("MASTER_ADDR")
+        if not address:
+            problems.append(Problem("MASTER_ADDR", "not set" if address is None else "empty"))
+        elif not _may_be_address(address):
+            problems.append(Problem("MASTER_ADDR", f"{address!r} cannot be the name of a machine"))
+        number("MASTER_PORT", 1, 65535)
+    if problems:
+        raise ConfigError([*problems[:-1], replace(problems[-1], hint=REMEDY)])
+
+
+def _may_be_address(text: str) -> bool:
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> bool:

@@ -1,11 +1,12 @@
-"""An update that memory does not hold, computed in smaller parts: the same update up to rounding.
+"""An update that memory does not hold, computed in parts: without dropout the same up to rounding.
 
 A backward pass that fails midway has already added to some gradients, and nobody knows to which. So nothing
 of a failed attempt is kept: the gradients are cleared and the whole update is computed anew, with the
 micro-batch that failed, and those at least as large, cut in two by rows; if need be again, down to single
 pairs. The loss is divided by the target tokens of the whole update, which the parts do not change, so their
-gradients add up to that of the uncut batch. What dropout draws is another draw, from the same seed. As long
-as nothing fails, this costs one function call an update and keeps no copy of anything.
+gradients add up to that of the uncut batch. With dropout the parts draw other masks, from the same seed: then
+the update is the same in distribution. As long as nothing fails, this costs one function call an update and
+keeps no copy of anything.
 
 Of several processes with whole weights (DDP) each cuts its own share, unseen by the others, which wait for
 its gradients; these must not be on their way yet. They go out while the last backward pass runs only where a

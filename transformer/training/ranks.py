@@ -28,28 +28,27 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, UserError
+from ..core.signals import deadly
 from .connections import probe_connections
-from .launch import launched, supervised
+from .launch import launched, require_launch
+from .meeting import Heard, Wait, agent_of, call_the_roll, meet
 
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(hours=24)
 LONGEST_SILENCE = 120.0  # seconds without an answer from the kernel of another machine
-LONGEST_START = timedelta(minutes=30)  # until all processes have come
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
@@ -223,45 +222,19 @@ class Processes(Ranks):
             raise self.lost(error, "speaking with the others") from error
 
 
-def _agent(environment: Mapping[str, str]) -> str:
-    """The process of torchrun on this machine, which outlives its attempts; empty where there is none."""
-    if not supervised(environment):
-        return ""
-    parent, started = os.getppid(), ""
-    with suppress(OSError, IndexError):  # elsewhere than on Linux the number must do
-        started = Path(f"/proc/{parent}/stat").read_text().rpartition(") ")[2].split()[19]
-    job = environment.get("TORCHELASTIC_RUN_ID", "")
-    return f"{job} {socket.gethostname()} {parent} {started}"
-
-
-def _meeting(environment: Mapping[str, str]) -> tuple[Any, str]:
-    """Where the processes of one attempt find each other, and on rank 0 the name of the job.
-
-    torchrun may keep its store from one attempt to the next, with the addresses of processes that are gone in
-    it: each attempt has names of its own there. Then the job is named by the first attempt: in a later one
-    rank 0 may be on another machine.
-    """
-    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not every torch has it
-
-    agents = environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
-    store = TCPStore(
-        environment["MASTER_ADDR"],
-        int(environment["MASTER_PORT"]),
-        int(environment["WORLD_SIZE"]),
-        is_master=environment["RANK"] == "0" and not agents,
-        timeout=LONGEST_START,
-    )
-    job = store.compare_set("job", "", _agent(environment)).decode() if environment["RANK"] == "0" else ""
-    attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"attempt {attempt}", store), job
-
-
 @contextmanager
-def open_ranks(device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
-    """The ranks that this process is one of, with what torchrun has put into `environment`."""
+def open_ranks(
+    device: torch.device, environment: Mapping[str, str] = os.environ, heard: Heard = str
+) -> Iterator[Ranks]:
+    """The ranks that this process is one of, with what torchrun has put into `environment`.
+
+    Until all have come a signal ends the wait: by KeyboardInterrupt or, where signals only leave their name
+    with `heard`, by CalledOff.
+    """
+    require_launch(environment)
     if not launched(environment):
         alone = Ranks()
-        alone.job = _agent(environment)
+        alone.job = agent_of(environment)
         yield alone
         return
     if not torch.distributed.is_available():
@@ -280,10 +253,13 @@ def open_ranks(device: torch.device, environment: Mapping[str, str] = os.environ
     warnings.filterwarnings("ignore", message=r"var\(\): degrees of freedom")
     ranks = Processes(int(environment["RANK"]), size)
     with ranks._reaching():
-        ranks._store, ranks.job = _meeting(environment)
-        torch.distributed.init_process_group(
-            backend, store=ranks._store, rank=ranks.rank, world_size=size, timeout=LONGEST_WAIT
-        )
+        wait = Wait(ranks.rank, size, heard)
+        ranks._store, ranks.job = meet(environment, wait)
+        call_the_roll(ranks._store, wait)
+        with deadly():  # one that has answered and is gone now would be waited for
+            torch.distributed.init_process_group(
+                backend, store=ranks._store, rank=ranks.rank, world_size=size, timeout=LONGEST_WAIT
+            )
     probe_connections(LONGEST_SILENCE)
     yield ranks
     torch.distributed.destroy_process_group()  # not after an error: the others may be gone

@@ -1,0 +1,231 @@
+"""Several processes before they have found each other: what started them is wrong, or the others are late."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import transformer.training.meeting as meeting
+from transformer.cli.train import main as train
+from transformer.core.signals import deadly
+from transformer.training.launch import require_launch
+from transformer.training.meeting import CalledOff, NotMet, Wait, call_the_roll, meet
+
+TWO = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+NOWHERE = ["MASTER_ADDR: not set", "MASTER_PORT: not set"]
+WRONG: dict[str, tuple[dict[str, str], list[str]]] = {
+    "no meeting": ({"RANK": "0", "WORLD_SIZE": "2"}, NOWHERE),
+    "no number": (
+        {"RANK": "0", "WORLD_SIZE": "two"},
+        ["WORLD_SIZE: a whole number from 1 up is wanted, not 'two'", *NOWHERE],
+    ),
+    "a rank alone": ({"RANK": "0"}, ["WORLD_SIZE: not set", *NOWHERE]),
+    "a size alone": (TWO, ["RANK: not set"]),
+    "a rank too large": ({**TWO, "RANK": "2"}, ["RANK: a whole number from 0 to 1 is wanted, not '2'"]),
+    "a rank below 0": ({**TWO, "RANK": "-1"}, ["RANK: a whole number from 0 to 1 is wanted, not '-1'"]),
+    "no processes": ({**TWO, "RANK": "0", "WORLD_SIZE": "0"}, ["WORLD_SIZE: a whole number from 1 up"]),
+    "no address": ({**TWO, "RANK": "1", "MASTER_ADDR": ""}, ["MASTER_ADDR: empty"]),
+    "a label too long": ({**TWO, "RANK": "1", "MASTER_ADDR": "a" * 70}, ["MASTER_ADDR: 'aaa"]),
+    "a service": ({**TWO, "RANK": "1", "MASTER_PORT": "http"}, ["MASTER_PORT: a whole number from 1 to"]),
+    "a port too large": ({**TWO, "RANK": "1", "MASTER_PORT": "65536"}, ["MASTER_PORT: a whole number from"]),
+    "an attempt": (
+        {**TWO, "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "x"},
+        ["TORCHELASTIC_RESTART_COUNT: a whole number from 0 up"],
+    ),
+    "its machine": (
+        {**TWO, "RANK": "1", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "3"},
+        ["LOCAL_WORLD_SIZE: a whole number from 1 to 2", "LOCAL_RANK: a whole number from 0 to 1"],
+    ),
+    "which of its machine": ({**TWO, "RANK": "1", "LOCAL_WORLD_SIZE": "2"}, ["LOCAL_RANK: not set"]),
+    "several": (
+        {"RANK": "x", "WORLD_SIZE": "y", "LOCAL_RANK": "z", "MASTER_PORT": "0"},
+        ["WORLD_SIZE: a", "RANK: a", "LOCAL_RANK: a", "MASTER_ADDR: not set", "MASTER_PORT: a"],
+    ),
+}
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_all_that_a_launcher_has_wrong_is_told_at_once_before_anything_is_read(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variables, words = WRONG[case]
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert train(["there-is-no-such.yaml"]) == 2
+    told = capsys.readouterr().err
+    problems = re.findall(r"^  - (.*)", told, re.MULTILINE)
+    assert [text[: len(word)] for text, word in zip(problems, words, strict=True)] == words
+    assert told.count("torchrun sets all of these") == 1
+    assert "there-is-no-such" not in told
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"LOCAL_RANK": "x"},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {**TWO, "RANK": "1", "MASTER_ADDR": "::1"},
+        {**TWO, "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "3"},
+    ],
+)
+def test_what_torchrun_sets_and_what_says_nothing_of_processes_is_right(variables: dict[str, str]) -> None:
+    require_launch(variables)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+STARTS = "import sys, transformer.training.meeting as m; m.NOTE = 0.0; " + (
+    "from transformer.__main__ import program; sys.exit(program('train'))"
+)
+LATE = [
+    ("1", "nowhere.invalid", {}, signal.SIGTERM, 130),
+    ("0", "nowhere.invalid", {}, signal.SIGINT, 130),
+    ("1", "127.0.0.1", {}, signal.SIGINT, 130),
+    ("0", "127.0.0.1", {}, signal.SIGTERM, 130),
+    ("0", "127.0.0.1", {"TORCHELASTIC_RESTART_COUNT": "1"}, signal.SIGTERM, 0),  # it may go on with a run
+    ("1", "127.0.0.1", {"TORCHELASTIC_RESTART_COUNT": "1"}, signal.SIGINT, 0),
+]
+
+
+@pytest.mark.usefixtures("starts_warm")
+@pytest.mark.parametrize(("rank", "address", "more", "number", "code"), LATE)
+def test_a_process_that_waits_for_the_others_says_so_and_ends_with_a_signal(
+    rank: str,
+    address: str,
+    more: dict[str, str],
+    number: signal.Signals,
+    code: int,
+    config: str,
+    tmp_path: Path,
+) -> None:
+    variables = {**os.environ, **TWO, "RANK": rank, "MASTER_ADDR": address, "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-c", STARTS, config, "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    with subprocess.Popen(
+        command,
+        env=variables | more,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            assert process.stderr is not None
+            first = process.stderr.readline()
+            process.send_signal(number)
+            _, rest = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert f"rank {rank} of 2: " in first
+    assert ("have not come: 1; waiting" if (rank, address) == ("0", "127.0.0.1") else "MASTER_ADDR=") in first
+    assert process.returncode == code
+    assert (f"{number.name} to rank {rank} of 2 before all had come" if not code else "interrupted") in rest
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def store() -> Any:
+    return torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+@contextmanager
+def answering(store: Any, wait: Wait) -> Iterator[list[str]]:
+    """Another process at the roll call, as a thread; how it ended."""
+    ended: list[str] = []
+
+    def answer() -> None:
+        try:
+            call_the_roll(store, wait)
+            ended.append("met")
+        except (CalledOff, NotMet) as error:
+            ended.append(str(error))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    yield ended
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_a_roll_call_ends_when_the_last_has_come(store: Any) -> None:
+    with answering(store, Wait(0, 3)) as first, answering(store, Wait(2, 3)) as last:
+        time.sleep(0.3)
+        assert (first, last) == ([], [])
+        call_the_roll(store, Wait(1, 3))
+    assert (first, last) == (["met"], ["met"])
+    call_the_roll(store, Wait(0, 3, heard=lambda: "SIGTERM"))  # too late: all go on, and it is told later
+
+
+def test_who_is_told_to_end_leaves_word_for_those_that_wait_and_those_that_come(
+    store: Any,
+) -> None:
+    with answering(store, Wait(0, 3)) as first, pytest.raises(CalledOff, match="SIGTERM to rank 1 of 3"):
+        call_the_roll(store, Wait(1, 3, heard=lambda: "SIGTERM"))
+    with answering(store, Wait(2, 3)) as late:
+        pass
+    assert "SIGTERM to rank 1 of 3 before all had come" in first[0]
+    assert first == late
+
+
+def test_a_process_that_is_interrupted_leaves_word(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(meeting.time, "sleep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            call_the_roll(store, Wait(1, 2))
+    with pytest.raises(CalledOff, match="a signal to rank 1 of 2"):
+        call_the_roll(store, Wait(0, 2))
+
+
+def test_a_wait_is_told_of_ever_more_rarely_and_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: Any
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(meeting.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(meeting.time, "sleep", lambda _: now.__setitem__(0, now[0] + 1.0))
+    store.set("here 2", "")
+    with pytest.raises(NotMet, match="these ranks have not come: 1, 3, for 30 minutes"):
+        call_the_roll(store, Wait(0, 4))
+    assert capsys.readouterr().err.count("have not come: 1, 3; waiting\n") == 4  # 5 s, 30 s, 3 min, 18 min
+    with pytest.raises(CalledOff, match=r"rank 0 of 4: .* for 30 minutes"):
+        call_the_roll(store, Wait(1, 4))
+
+
+def test_an_address_that_is_taken_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        variables = {**TWO, "RANK": "0", "MASTER_PORT": str(taken.getsockname()[1])}
+        with pytest.raises(NotMet, match=r"rank 0 of 2: MASTER_ADDR=127.0.0.1 .*a port that is free there"):
+            meet(variables, Wait(0, 2))
+
+
+def test_signals_end_a_call_that_hears_none_unless_they_mean_something_else() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with deadly():
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
