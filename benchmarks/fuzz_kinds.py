@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fuzz_options import options, trained
 from fuzz_strategies import ODD, VALUES, mutated, overrides, structured, texts
 from fuzzing import CONFIG, CORPUS, Bench, call, lines_in, require
 from hypothesis import strategies as st
@@ -156,8 +157,9 @@ PARTNERS = ("--prefix=", "--prefix", "--reference=", "--reference", "--score=", 
 
 KINDS = (
     Kind("configuration file, bytes", 12, _yaml, _checked),
-    Kind("configuration file, structured", 12, lambda bench: structured(), _checked),
-    Kind("--set", 12, lambda bench: overrides, _overridden),
+    Kind("configuration file, structured", 10, lambda bench: structured(), _checked),
+    Kind("--set", 11, lambda bench: overrides, _overridden),
+    Kind("options that are accepted, trained", 3, options, trained),
     Kind("corpus", 12, lambda bench: SIDES, _corpus),
     Kind("standard input of translate.py", 12, lambda b: st.tuples(texts, st.sampled_from(FLAGS)), _stdin),
     Kind(
