@@ -33,8 +33,6 @@ WRONG: dict[str, tuple[dict[str, str], list[str]]] = {
         {"RANK": "0", "WORLD_SIZE": "two"},
         ["WORLD_SIZE: a whole number from 1 up is wanted, not 'two'", *NOWHERE],
     ),
-    "a rank alone": ({"RANK": "0"}, ["WORLD_SIZE: not set", *NOWHERE]),
-    "a size alone": (TWO, ["RANK: not set"]),
     "a rank too large": ({**TWO, "RANK": "2"}, ["RANK: a whole number from 0 to 1 is wanted, not '2'"]),
     "a rank below 0": ({**TWO, "RANK": "-1"}, ["RANK: a whole number from 0 to 1 is wanted, not '-1'"]),
     "no processes": ({**TWO, "RANK": "0", "WORLD_SIZE": "0"}, ["WORLD_SIZE: a whole number from 1 up"]),
@@ -79,6 +77,8 @@ def test_all_that_a_launcher_has_wrong_is_told_at_once_before_anything_is_read(
     [
         {},
         {"LOCAL_RANK": "x"},
+        {"RANK": "0"},
+        {"WORLD_SIZE": "4"},
         {"RANK": "0", "WORLD_SIZE": "1"},
         {**TWO, "RANK": "1", "MASTER_ADDR": "::1"},
         {**TWO, "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "3"},
@@ -184,6 +184,21 @@ def test_who_is_told_to_end_leaves_word_for_those_that_wait_and_those_that_come(
     assert first == late
 
 
+def test_under_torchrun_a_process_ends_for_itself_since_it_may_be_started_anew_in_the_same_store(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(CalledOff, match="SIGTERM to rank 1 of 2"):
+        call_the_roll(store, Wait(1, 2, heard=lambda: "SIGTERM"))
+    monkeypatch.setattr(meeting, "LONGEST_START", meeting.timedelta(0))
+    with pytest.raises(NotMet):
+        call_the_roll(store, Wait(1, 2))
+    monkeypatch.undo()
+    with answering(store, Wait(1, 2)) as other:
+        call_the_roll(store, Wait(0, 2))
+    assert other == ["met"]
+
+
 def test_a_process_that_is_interrupted_leaves_word(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
@@ -206,7 +221,7 @@ def test_a_wait_is_told_of_ever_more_rarely_and_ends(
     with pytest.raises(NotMet, match="these ranks have not come: 1, 3, for 30 minutes"):
         call_the_roll(store, Wait(0, 4))
     assert capsys.readouterr().err.count("have not come: 1, 3; waiting\n") == 4  # 5 s, 30 s, 3 min, 18 min
-    with pytest.raises(CalledOff, match=r"rank 0 of 4: .* for 30 minutes"):
+    with pytest.raises(NotMet, match=r"rank 0 of 4: .* for 30 minutes"):
         call_the_roll(store, Wait(1, 4))
 
 

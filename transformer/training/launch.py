@@ -19,8 +19,8 @@ REMEDY = (
 
 def require_launch(environment: Mapping[str, str] = os.environ) -> None:
     """ConfigError with all that is missing or wrong in what starts several processes, if something did."""
-    if "RANK" not in environment and "WORLD_SIZE" not in environment:
-        return
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return  # one of them alone says nothing of several processes, and some machines set it for all
     problems: list[Problem] = []
 
     def number(name: str, least: int, most: int | None = None, needed: bool = True) -> int | None:

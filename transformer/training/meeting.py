@@ -5,7 +5,9 @@ own waits hear no signal for as long as they last. So the waiting is done here: 
 who listens there, for the others; and torch is called when there is nothing left to wait for.
 
 The roll call ends once, for all: with the word of rank 0 that everybody is there, or with that of a rank that
-has been told to end. Whichever is in the store first holds; who comes later finds it.
+has been told to end or has waited for too long. Whichever is in the store first holds; who comes later finds
+it. Under torchrun each process ends for itself and leaves no word: torchrun tells the others, and may have
+ended this one to start it anew in the same store.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ LONGEST_START = timedelta(minutes=30)  # until all processes have come
 CONNECTING = timedelta(minutes=1)  # to somebody who listens
 NOTE = 5.0  # seconds until the first word about what is waited for; the next comes after six times as many
 PAUSE = 0.1
-ALL = "all are here"
+ALL, FAILED = "all are here", "failed: "  # how outcomes begin; else they tell of a signal
 
 Heard = Callable[[], str]
 
@@ -115,7 +117,7 @@ def meet(environment: Mapping[str, str], wait: Wait) -> tuple[Any, str]:
         seconds = CONNECTING.total_seconds()
         wait.until(
             lambda: socket.create_connection((host, port), seconds).close(),
-            f"rank 0 does not listen at {place}",
+            f"nobody listens at {place}",
         )
     try:
         with deadly():
@@ -133,7 +135,7 @@ def meet(environment: Mapping[str, str], wait: Wait) -> tuple[Any, str]:
 
 
 def call_the_roll(store: Any, wait: Wait) -> None:
-    """Wait until all are there. CalledOff when one of them has been told to end, NotMet after too long."""
+    """Wait until all are there. CalledOff when one has been told to end, NotMet when it has been too long."""
 
     def decide(word: str) -> None:
         store.compare_set("outcome", "", word)
@@ -144,22 +146,34 @@ def call_the_roll(store: Any, wait: Wait) -> None:
         gone = [str(rank) for rank in range(wait.size) if not store.check([f"here {rank}"])]
         return f"of {wait.size} processes these ranks have not come: {', '.join(gone)}"
 
+    def leave(word: str) -> None:
+        if not supervised():
+            with suppress(RuntimeError):  # the store is gone, and the others with it
+                decide(word)
+
     store.set(f"here {wait.rank}", "")
     everyone = [f"here {rank}" for rank in range(wait.size)]
     try:
         while not store.check(["outcome"]):
             if name := wait.heard():
+                if supervised():
+                    raise CalledOff(wait.word(name))
                 decide(wait.word(name))
             elif wait.rank == 0 and store.check(everyone):
                 decide(ALL)
             else:
                 wait.on(missing)
                 time.sleep(PAUSE)
-    except (KeyboardInterrupt, NotMet) as error:  # that the others need not wait for this one
-        with suppress(RuntimeError):
-            decide(wait.word("a signal") if isinstance(error, KeyboardInterrupt) else str(error))
+    except KeyboardInterrupt:
+        leave(wait.word("a signal"))
         raise
-    if (outcome := store.get("outcome").decode()) != ALL:
+    except NotMet as error:
+        leave(FAILED + str(error))
+        raise
+    outcome = store.get("outcome").decode()
+    if outcome.startswith(FAILED):
+        raise NotMet(outcome.removeprefix(FAILED))
+    if outcome != ALL:
         raise CalledOff(outcome)
 
 
