@@ -206,8 +206,8 @@ def test_options_that_do_not_fit_together_are_refused() -> None:
         ({"vocab_size": 4}, "greater than or equal to 5"),
         ({"character_coverage": 0.9799}, "greater than or equal to 0.98"),
         ({"character_coverage": 1.0001}, "less than or equal to 1"),
-        ({"byte_fallback": True, "vocab_size": 260}, "260 has no room beside 4 control pieces"),
-        ({"byte_fallback": True, "joint": False, "target_vocab_size": 40}, "40 has no room"),
+        ({"byte_fallback": True, "vocab_size": 260}, "256 bytes leave no room"),
+        ({"byte_fallback": True, "joint": False, "target_vocab_size": 40}, "256 bytes leave no room"),
     ):
         with pytest.raises(ValidationError, match=message):
             TokenizerConfig.model_validate(options)

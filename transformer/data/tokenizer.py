@@ -37,9 +37,7 @@ JOINT, SOURCE, TARGET = "joint.model", "source.model", "target.model"
 _CONTROL_PIECES = {PAD: "\x01<pad>", UNK: "\x01<unk>", BOS: "\x01<s>", EOS: "\x01</s>"}
 _WORD = re.compile("▁[^▁]*")
 _LONGEST_WORD = 64  # characters; drawing takes time quadratic in this
-
 LOWEST_COVERAGE = 0.98  # that SentencePiece trains with
-_CONTROL_AND_BYTES = 4 + 256
 _LARGEST_REQUEST = 10_000_000  # near 2**31 SentencePiece's arithmetic overflows and training never ends
 _LONGEST_SENTENCE = 4096  # bytes a training sentence may have; longer lines are cut, not left out
 _TRAINING_THREADS = 4  # fixed: the order of float sums, and so the model, depends on it
@@ -94,11 +92,9 @@ class TokenizerConfig(Section):
         for name in ("source_vocab_size", "target_vocab_size"):
             if self.joint and getattr(self, name) is not None:
                 yield Problem(name, "one model for both sides has one size", hint="set joint: false")
-        for name in ("vocab_size", "source_vocab_size", "target_vocab_size"):
-            size = getattr(self, name)
-            if self.byte_fallback and self.path is None and size is not None and size <= _CONTROL_AND_BYTES:
-                message = f"{size:,} has no room beside 4 control pieces and the 256 of byte_fallback"
-                yield Problem(name, message, hint=f"set it well above {_CONTROL_AND_BYTES}")
+        sizes = (self.vocab_size, self.source_vocab_size, self.target_vocab_size)
+        if self.byte_fallback and self.path is None and min(filter(None, sizes)) <= 4 + 256:
+            yield Problem("byte_fallback", "4 control pieces and 256 bytes leave no room: raise vocab_size")
         if self.sampling and self.type == "char":
             yield Problem("sampling", "a character model has one segmentation only: it must be 0")
         if self.type == "bpe" and self.sampling >= 1:
