@@ -225,6 +225,21 @@ def test_a_wait_is_told_of_ever_more_rarely_and_ends(
         call_the_roll(store, Wait(1, 4))
 
 
+def test_somebody_who_listens_and_never_answers_is_not_waited_for_in_silence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(meeting, "NOTE", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = str(silent.getsockname()[1])
+        told = iter([""] * 10 + ["SIGTERM"] * 100)
+        with pytest.raises(CalledOff, match="SIGTERM to rank 1 of 2"):
+            meet({**TWO, "RANK": "1", "MASTER_PORT": port}, Wait(1, 2, heard=lambda: next(told)))
+    said = capsys.readouterr().err
+    assert (
+        f"rank 1 of 2: who listens at MASTER_ADDR=127.0.0.1 MASTER_PORT={port} says nothing; waiting" in said
+    )
+
+
 def test_an_address_that_is_taken_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         variables = {**TWO, "RANK": "0", "MASTER_PORT": str(taken.getsockname()[1])}

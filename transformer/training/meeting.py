@@ -2,7 +2,7 @@
 
 Until all have come nothing is done that a process could lose, and it has to be possible to end it. torch's
 own waits hear no signal for as long as they last. So the waiting is done here: for an address, for somebody
-who listens there, for the others; and torch is called when there is nothing left to wait for.
+who listens there and answers, for the others.
 
 The roll call ends once, for all: with the word of rank 0 that everybody is there, or with that of a rank that
 has been told to end or has waited for too long. Whichever is in the store first holds; who comes later finds
@@ -21,10 +21,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.errors import UserError
-from ..core.signals import deadly
 from .launch import supervised
 
 LONGEST_START = timedelta(minutes=30)  # until all processes have come
@@ -34,6 +33,7 @@ PAUSE = 0.1
 ALL, FAILED = "all are here", "failed: "  # how outcomes begin; else they tell of a signal
 
 Heard = Callable[[], str]
+Made = TypeVar("Made")
 
 
 class NotMet(UserError):
@@ -67,17 +67,34 @@ class Wait:
         """Try again and again, until no OSError comes of it; signals are heard meanwhile."""
         reason = "no answer so far"
         while True:
-            ended, failed = threading.Event(), list[OSError]()
-            # A look at a name may last, and hears no signal: the main thread does.
-            looking = threading.Thread(target=_try, args=(tried, failed, ended), daemon=True)
-            looking.start()
-            while not ended.wait(PAUSE):
-                self._look_up(f"{what} ({reason})")
-            if not failed:
+            try:
+                self.once(tried, f"{what} ({reason})")
                 return
-            reason = failed[0].strerror or str(failed[0])
+            except OSError as error:
+                reason = error.strerror or str(error)
             self._look_up(f"{what} ({reason})")
             time.sleep(5 * PAUSE)
+
+    def once(self, tried: Callable[[], Made], what: str) -> Made:
+        """What comes of a call that may last and hears no signal: a thread makes it, and this one listens."""
+        ended = threading.Event()
+        made: list[Made] = []
+        failed: list[Exception] = []
+
+        def work() -> None:
+            try:
+                made.append(tried())
+            except Exception as error:  # whatever it is, the thread that asked must see it
+                failed.append(error)
+            finally:
+                ended.set()
+
+        threading.Thread(target=work, name="meeting", daemon=True).start()
+        while not ended.wait(PAUSE):
+            self._look_up(what)
+        if failed:
+            raise failed[0]
+        return made[0]
 
     def _look_up(self, what: str) -> None:
         if name := self.heard():
@@ -87,15 +104,6 @@ class Wait:
     def word(self, name: str) -> str:
         """Why all end."""
         return f"{name} to {self.name} before all had come: nothing was done"
-
-
-def _try(tried: Callable[[], object], failed: list[OSError], ended: threading.Event) -> None:
-    try:
-        tried()
-    except OSError as error:
-        failed.append(error)
-    finally:
-        ended.set()
 
 
 def meet(environment: Mapping[str, str], wait: Wait) -> tuple[Any, str]:
@@ -120,10 +128,12 @@ def meet(environment: Mapping[str, str], wait: Wait) -> tuple[Any, str]:
             f"nobody listens at {place}",
         )
     try:
-        with deadly():
-            store = TCPStore(
+        store = wait.once(
+            lambda: TCPStore(
                 host, port, wait.size, is_master=keeps, timeout=CONNECTING, wait_for_workers=False
-            )
+            ),
+            f"who listens at {place} says nothing",
+        )
     except RuntimeError as error:  # torch has no other name for it
         reason = str(error).strip().partition("\n")[0]
         remedy = "an address of rank 0's machine, and a port that is free there, are wanted"
