@@ -130,15 +130,16 @@ def training_row(trainer: Trainer, lever: Lever, batches: Sequence[Any], rounds:
     return row(lever.text, *found)
 
 
-def training_rows(trainer: Trainer, updates: int, rounds: int) -> Iterator[str]:
-    """Every lever that does something in this number format."""
+def training_rows(trainer: Trainer, updates: int, rounds: int, only: str = "") -> Iterator[str]:
+    """Every lever whose text holds `only` and that does something in this number format."""
     batches = list(islice(trainer.stream.epoch(1), updates))
     for lever in lever_training.LEVERS.values():
-        if trainer.passes.dtype not in lever.idle:
+        if only in lever.text and trainer.passes.dtype not in lever.idle:
             yield training_row(trainer, lever, batches, rounds)
-    unsorted = in_random_order(batches, trainer.config.batch_tokens)
-    times = [lambda cut=cut: speed(trainer, stepped, cut) for cut in (batches, unsorted)]
-    yield row(BUCKETS, *alternating(times[0], times[1], rounds))
+    if only in BUCKETS:
+        unsorted = in_random_order(batches, trainer.config.batch_tokens)
+        times = [lambda cut=cut: speed(trainer, stepped, cut) for cut in (batches, unsorted)]
+        yield row(BUCKETS, *alternating(times[0], times[1], rounds))
 
 
 def alone(flag: str, arguments: argparse.Namespace) -> dict[str, float]:
@@ -194,9 +195,10 @@ def translation_row(lever: lever_translation.Lever, setting: Setting, rounds: in
     return row(lever.text, *found)
 
 
-def translation_rows(setting: Setting, rounds: int) -> Iterator[str]:
+def translation_rows(setting: Setting, rounds: int, only: str = "") -> Iterator[str]:
     for lever in lever_translation.LEVERS.values():
-        yield translation_row(lever, setting, rounds)
+        if only in lever.text:
+            yield translation_row(lever, setting, rounds)
 
 
 # --- the command
@@ -207,11 +209,12 @@ def rows_of(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
     precision = arguments.precision if training else "auto"
     trainer = trainer_of(arguments.shape, folder, arguments.config, arguments.threads, precision)
     if training:
-        yield from training_rows(trainer, arguments.updates, arguments.rounds)
-        yield memory_row(arguments)
+        yield from training_rows(trainer, arguments.updates, arguments.rounds, arguments.only)
+        if arguments.only in MEMORY[0]:
+            yield memory_row(arguments)
     else:
         setting = setting_of(trainer, arguments.beam, arguments.precision, arguments.sentences)
-        yield from translation_rows(setting, arguments.rounds)
+        yield from translation_rows(setting, arguments.rounds, arguments.only)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--beam", type=at_least(1, MOST_HYPOTHESES), default=5)
     parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--threads", type=at_least(1, MOST_THREADS), default=os.cpu_count() or 1)
+    parser.add_argument("--only", default="", help="levers whose row in the table holds this")
     parser.add_argument("--write", type=new_file, help="a Markdown file for the table (default: print it)")
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--release", action="store_true", help=argparse.SUPPRESS)

@@ -77,6 +77,8 @@ def test_every_row_of_training_is_there(trainer: Trainer, monkeypatch: pytest.Mo
     texts = [lever.text for lever in lever_training.LEVERS.values() if lever.text not in idle]
     assert rows[:-1] == texts
     assert rows[-1] == f"| {lever_checks.BUCKETS} | 1.00 | 1.00 to 1.00 | 1 | 1 |"
+    assert list(levers.training_rows(trainer, 1, 1, only="Adam")) == [t for t in texts if "Adam" in t] != []
+    assert list(levers.training_rows(trainer, 1, 1, only="like length")) == rows[-1:]
 
 
 def halved(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
