@@ -32,7 +32,7 @@ COMMANDS = {
 def program(*first: str) -> int:
     """`main` of a process of its own: with what stands on its command line, after `first`.
 
-    A process of torchrun's ends here when all is done: a thread of torch's that is at work while the
+    One of several processes ends here when all is done: a thread of torch's that is at work while the
     interpreter takes itself down may abort it, which torchrun would take for a failure of the run. Where a
     library crashes the process, stderr says in which line of Python.
     """
@@ -40,7 +40,7 @@ def program(*first: str) -> int:
     if sys.stderr is not None:  # closed by the shell
         faulthandler.enable()
     code = main([*first, *sys.argv[1:]])
-    if "TORCHELASTIC_RESTART_COUNT" in os.environ:
+    if "RANK" in os.environ:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
         os._exit(code)

@@ -23,7 +23,7 @@ import transformer.training.meeting as meeting
 from transformer.cli.train import main as train
 from transformer.core.signals import deadly
 from transformer.training.launch import require_launch
-from transformer.training.meeting import CalledOff, NotMet, Wait, call_the_roll, meet
+from transformer.training.meeting import CalledOff, NotMet, Roll, Wait, call_the_roll, meet
 
 TWO = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 NOWHERE = ["MASTER_ADDR: not set", "MASTER_PORT: not set"]
@@ -140,6 +140,40 @@ def test_a_process_that_waits_for_the_others_says_so_and_ends_with_a_signal(
     assert not (tmp_path / "run").exists()
 
 
+OTHERS = {
+    "options": (
+        ["--lr", "0.5", "--set", "train.clip=7.0"],
+        "here train.lr is 0.5 and not 0.01; train.clip is 7.0 and not 1.0",
+    ),
+    "text": (["--set", "data.train=other"], "here training text is "),
+}
+
+
+@pytest.mark.usefixtures("starts_warm")
+@pytest.mark.parametrize("case", OTHERS)
+def test_processes_that_are_not_started_alike_do_not_train(
+    case: str, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more, told = OTHERS[case]
+    monkeypatch.chdir(tmp_path)
+    for side in ("en", "de"):
+        lines = Path(config).with_name(f"train.{side}").read_text(encoding="utf-8").splitlines()
+        Path(f"other.{side}").write_text("\n".join([*lines[1:], lines[0]]) + "\n", encoding="utf-8")
+    variables = {**os.environ, **TWO, "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-c", STARTS, config, "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    ranks = [
+        subprocess.Popen(
+            [*command, *more * rank], env={**variables, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in (0, 1)
+    ]
+    said = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 1]
+    assert "error: not all processes are started as rank 0 is" in said[0]
+    assert f"error: rank 1 of 2 is not started as rank 0 is: {told}" in said[1]
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
 @pytest.fixture
 def store() -> Any:
     return torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -170,7 +204,87 @@ def test_a_roll_call_ends_when_the_last_has_come(store: Any) -> None:
         assert (first, last) == ([], [])
         call_the_roll(store, Wait(1, 3))
     assert (first, last) == (["met"], ["met"])
-    call_the_roll(store, Wait(0, 3, heard=lambda: "SIGTERM"))  # too late: all go on, and it is told later
+
+
+def test_a_signal_that_comes_when_all_are_there_is_too_late(store: Any) -> None:
+    rolls = [Roll(store, rank, 2) for rank in (0, 1)]
+    assert [roll.look() for roll in rolls] == ["", ""]
+    assert rolls[0].look() == meeting.ALL
+    assert rolls[1].decide("SIGTERM") == rolls[1].look() == meeting.ALL
+
+
+@pytest.mark.parametrize("before", [meeting.ALL, meeting.FAILED, ""])
+def test_what_an_earlier_meeting_left_in_the_store_is_nobody_s(
+    before: str, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun keeps its store for new attempts and, with a machine less or more, for the same attempt."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    gone = [Roll(store, rank, 2) for rank in (0, 1)]
+    assert [roll.look() for roll in gone] == ["", ""]
+    if before:
+        gone[0].decide(before)
+    last = Roll(store, 1, 2)
+    assert (last.look(), last.missing()) == ("", "another process has answered as rank 1")
+    first = Roll(store, 0, 2)
+    assert (first.look(), last.look()) == ("", "")
+    assert first.look() == last.look() == meeting.ALL
+    assert first.name == last.name != gone[0].name
+
+
+def test_processes_of_another_size_do_not_meet(store: Any) -> None:
+    with (
+        answering(store, Wait(1, 3)) as other,
+        pytest.raises(NotMet, match="WORLD_SIZE is 2 for rank 0, and 3 for rank 1"),
+    ):
+        call_the_roll(store, Wait(0, 2))
+    assert "WORLD_SIZE is 2" in other[0]
+
+
+def test_two_processes_of_one_rank_do_not_meet(store: Any) -> None:
+    one, another = answering(store, Wait(1, 3)), answering(store, Wait(1, 3))
+    with answering(store, Wait(0, 3)) as first, one as one, another as another:
+        time.sleep(0.5)
+        (refused,) = (ended for ended in (one, another) if ended)
+        call_the_roll(store, Wait(2, 3))
+    assert "another process is rank 1 of 3" in refused[0]
+    assert sorted([*first, *one, *another])[1:] == ["met", "met"]
+
+
+class Silent:
+    """A store on a machine that stands still."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return self._wait
+
+    def _wait(self, *_: object) -> None:
+        self.over.wait(30)
+        raise RuntimeError("it is gone")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_store_that_is_silent_does_not_keep_a_process_from_ending(
+    rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(meeting, "NOTE", 0.0)
+    monkeypatch.setattr(meeting, "LEAVING", 0.2)
+    told, silent = iter([""] * 3 + ["SIGTERM"] * 100), Silent()
+    with pytest.raises(CalledOff, match="SIGTERM to rank"):
+        call_the_roll(silent, Wait(rank, 2, heard=lambda: next(told)))
+    silent.over.set()
+    assert "the store of rank 0 or torchrun does not answer; waiting" in capsys.readouterr().err
+
+
+def test_rank_0_that_ends_stays_until_the_others_know(store: Any) -> None:
+    told = threading.Event()
+    first = answering(store, Wait(0, 3, heard=lambda: "SIGTERM" * told.is_set()))
+    with answering(store, Wait(1, 3)) as other, first as ended:
+        time.sleep(0.5)
+        told.set()
+    assert other == ended
+    assert "SIGTERM to rank 0 of 3" in ended[0]
 
 
 def test_who_is_told_to_end_leaves_word_for_those_that_wait_and_those_that_come(
@@ -199,16 +313,13 @@ def test_under_torchrun_a_process_ends_for_itself_since_it_may_be_started_anew_i
     assert other == ["met"]
 
 
-def test_a_process_that_is_interrupted_leaves_word(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_: float) -> None:
+def test_a_process_that_is_interrupted_leaves_word(store: Any) -> None:
+    def interrupted() -> str:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(meeting.time, "sleep", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            call_the_roll(store, Wait(1, 2))
-    with pytest.raises(CalledOff, match="a signal to rank 1 of 2"):
-        call_the_roll(store, Wait(0, 2))
+    with answering(store, Wait(0, 3)) as first, pytest.raises(KeyboardInterrupt):
+        call_the_roll(store, Wait(1, 3, heard=interrupted))
+    assert "a signal to rank 1 of 3" in first[0]
 
 
 def test_a_wait_is_told_of_ever_more_rarely_and_ends(
@@ -217,10 +328,9 @@ def test_a_wait_is_told_of_ever_more_rarely_and_ends(
     now = [0.0]
     monkeypatch.setattr(meeting.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(meeting.time, "sleep", lambda _: now.__setitem__(0, now[0] + 1.0))
-    store.set("here 2", "")
-    with pytest.raises(NotMet, match="these ranks have not come: 1, 3, for 30 minutes"):
+    with pytest.raises(NotMet, match="these ranks have not come: 1, 2, 3, for 30 minutes"):
         call_the_roll(store, Wait(0, 4))
-    assert capsys.readouterr().err.count("have not come: 1, 3; waiting\n") == 4  # 5 s, 30 s, 3 min, 18 min
+    assert capsys.readouterr().err.count("have not come: 1, 2, 3; waiting\n") == 4  # 5 s, 30 s, 3, 18 min
     with pytest.raises(NotMet, match=r"rank 0 of 4: .* for 30 minutes"):
         call_the_roll(store, Wait(1, 4))
 

@@ -76,13 +76,13 @@ def test_a_command_takes_ctrl_c_up_where_it_is_not_ignored(
     assert signal.getsignal(signal.SIGINT) == before
 
 
-@pytest.mark.parametrize("supervised", [False, True])
-def test_a_process_of_torchrun_s_ends_before_the_interpreter_takes_itself_down(supervised: bool) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_one_of_several_processes_ends_before_the_interpreter_takes_itself_down(several: bool) -> None:
     code = "import atexit, sys; atexit.register(print, 'down'); from transformer.__main__ import program"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_RESTART_COUNT": "0"}
-    if not supervised:
-        del environment["TORCHELASTIC_RESTART_COUNT"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": "0"}
+    if not several:
+        del environment["RANK"]
     command = [sys.executable, "-c", f"{code}; sys.exit(program())", "nonsense"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert (done.returncode, done.stdout) == (2, "" if supervised else "down\n")
+    assert (done.returncode, done.stdout) == (2, "" if several else "down\n")
     assert "nonsense" in done.stderr  # what was said is not lost

@@ -100,6 +100,16 @@ def test_weights_of_another_model_are_refused_by_the_tensors_names(workshop: Any
     assert "hidden.weight (32, 16), here (24, 16)" in text
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_weights_of_another_kind_of_number_are_refused(
+    dtype: torch.dtype, workshop: Any, tmp_path: Path
+) -> None:
+    path, model = tmp_path / "m.safetensors", workshop.model()
+    write_weights(path, {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}, {})
+    with pytest.raises(CheckpointError, match=rf"another kind of number: .*{dtype}, here torch.float32"):
+        load_model_weights(path, model)
+
+
 def test_a_missing_file_names_the_weights_that_are_there(tmp_path: Path) -> None:
     other = tmp_path / "checkpoints" / "update-0000005.safetensors"
     write_weights(other, Tied().state_dict(), {})

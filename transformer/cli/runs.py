@@ -19,7 +19,9 @@ from ..model.transformer import Transformer
 from ..training.checkpoint import load_model_weights
 from .config import Config
 from .resolve import run_config
-from .result import how_it_ended
+from .result import how_it_ended, versions
+
+PLACES = {"train", "valid", "test", "cache"}  # options of `data` that say where something lies
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,27 @@ def made_with(config: Config, source: Tokenizer, target: Tokenizer) -> dict[str,
     return {"model": config.model.model_dump_json(), "pieces": f"{source.digest} {target.digest}"}
 
 
+def started_with(config: Config, resume: bool) -> dict[str, Any]:
+    """What all processes of a run must have been given, before any of them has read the text.
+
+    Where things lie does not count.
+    """
+    values = config.model_dump(mode="json", exclude={"run_dir": True, "data": PLACES})
+    options = {
+        f"{section}.{name}": value
+        for section, options in values.items()
+        if isinstance(options, dict)
+        for name, value in options.items()
+    }
+    return {**options, "seed": config.seed, "--resume": resume, "torch": versions()["torch"]}
+
+
 def fixed(config: Config, data: Prepared) -> dict[str, Any]:
     """What a resumed run must have in common with the run it goes on with, beside `train` and `model`.
 
     Where the text lies does not count, what it says does. Should a default change, a run does not.
     """
-    places = {"train", "valid", "test", "cache"}
-    sections = {"data": config.data.model_dump(mode="json", exclude=places)}
+    sections = {"data": config.data.model_dump(mode="json", exclude=PLACES)}
     sections |= {"decode": config.decode.model_dump(mode="json")}
     options = {
         f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()

@@ -43,7 +43,7 @@ from .lines import say
 from .resolve import CHANGEABLE, new_config, resumed_config
 from .result import commit, has_diverged, how_it_ended, versions, write_text
 from .room import FIRST_WORDS, put_aside, put_back, room, settle
-from .runs import fixed, made_with, pick_device
+from .runs import fixed, made_with, pick_device, started_with
 
 PREFETCH = 4  # batches made ahead of the trainer
 SPEAKING = 5.0  # seconds for the process that says why; torchrun kills all when the first has ended
@@ -95,6 +95,7 @@ def _main(arguments: Namespace, command_line: Sequence[str]) -> int:
     ranks_of = open_ranks(device, heard=lambda: interruption.name)
     with interruption, ranks_of as ranks, ExitStack() as stack:
         interruption.join(ranks)
+        ranks.require_alike(started_with(config, resume))
         ranks.decide(lambda: stack.enter_context(held(run_dir, patience)))
         if ranks.decide(lambda: _is_of(ranks.job, run_dir)):
             resume = True
@@ -140,6 +141,7 @@ def train(
         logbook.say(f"{how_it_ended(run_dir)}, and nothing was saved: beginning again with update 1")
     # Also of a run that is resumed: what it died of may be sought from its initial values.
     calibrate(config, data, model, device, Mute(run_dir) if begun else logbook)
+    ranks.require_alike(fixed(config, data))
     trainer = wire(config, run_dir, data, model, logbook, ranks)
     interruption.begin()
     with resumable(trainer):

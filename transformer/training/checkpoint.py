@@ -93,6 +93,11 @@ def set_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
             for name, tensor in expected.items()
             if name in tensors and tensors[name].shape != tensor.shape
         ],
+        "of another kind of number": [
+            f"{name} {tensors[name].dtype}, here {tensor.dtype}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].is_floating_point() != tensor.is_floating_point()
+        ],
     }
     if any(misfits.values()):
         listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in misfits.items() if names)

@@ -2,12 +2,13 @@
 
 Until all have come nothing is done that a process could lose, and it has to be possible to end it. torch's
 own waits hear no signal for as long as they last. So the waiting is done here: for an address, for somebody
-who listens there and answers, for the others.
+who listens there and answers, for the others. What may last is called in a thread, and the main one listens.
 
-The roll call ends once, for all: with the word of rank 0 that everybody is there, or with that of a rank that
-has been told to end or has waited for too long. Whichever is in the store first holds; who comes later finds
-it. Under torchrun each process ends for itself and leaves no word: torchrun tells the others, and may have
-ended this one to start it anew in the same store.
+A roll call is rank 0's, and has a name that no other has: what torchrun's store still holds of processes that
+are gone is taken by nobody for his own. It ends once, for all who have answered: with the word of rank 0 that
+everybody is there, or with that of a rank that has been told to end or has waited for too long. Whichever is
+in the store first holds. Under torchrun each process ends for itself and leaves no word: torchrun tells the
+others, and may have ended this one to start it anew.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from ..core.errors import UserError
 from .launch import supervised
 
-LONGEST_START = timedelta(minutes=30)  # until all processes have come
+LONGEST_START = timedelta(minutes=30)  # until all processes have come and are connected
 CONNECTING = timedelta(minutes=1)  # to somebody who listens
 NOTE = 5.0  # seconds until the first word about what is waited for; the next comes after six times as many
 PAUSE = 0.1
+LEAVING = 5.0  # seconds for a last word in the store and for the others to find it
 ALL, FAILED = "all are here", "failed: "  # how outcomes begin; else they tell of a signal
 
 Heard = Callable[[], str]
@@ -107,13 +110,12 @@ class Wait:
 
 
 def meet(environment: Mapping[str, str], wait: Wait) -> tuple[Any, str]:
-    """The store of this attempt, and on rank 0 the name of the job. NotMet, or CalledOff.
+    """The store of a run's processes and, on rank 0, the name of the job. NotMet, or CalledOff.
 
-    torchrun may keep its store from one attempt to the next, with the addresses of processes that are gone in
-    it: each attempt has names of its own there. Then the job is named by the first attempt: in a later one
-    rank 0 may be on another machine.
+    torchrun may keep its store from one attempt to the next. Then the job is named by the first attempt: in a
+    later one rank 0 may be on another machine.
     """
-    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not every torch has it
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not every torch has it
 
     host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     place = f"MASTER_ADDR={host} MASTER_PORT={port}"
@@ -140,51 +142,129 @@ def meet(environment: Mapping[str, str], wait: Wait) -> tuple[Any, str]:
         raise NotMet(f"{wait.name}: {place}: {reason}; {remedy}") from error
     store.set_timeout(LONGEST_START)
     job = store.compare_set("job", "", agent_of(environment)).decode() if wait.rank == 0 else ""
-    attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"attempt {attempt}", store), job
+    return store, job
 
 
-def call_the_roll(store: Any, wait: Wait) -> None:
-    """Wait until all are there. CalledOff when one has been told to end, NotMet when it has been too long."""
+def call_the_roll(store: Any, wait: Wait) -> str:
+    """Wait until all are there; a name that no other meeting in this store has. CalledOff, NotMet.
 
-    def decide(word: str) -> None:
-        store.compare_set("outcome", "", word)
-
-    def missing() -> str:
-        if wait.rank:
-            return "rank 0 has not seen all of the others"
-        gone = [str(rank) for rank in range(wait.size) if not store.check([f"here {rank}"])]
-        return f"of {wait.size} processes these ranks have not come: {', '.join(gone)}"
-
-    def leave(word: str) -> None:
-        if not supervised():
-            with suppress(RuntimeError):  # the store is gone, and the others with it
-                decide(word)
-
-    store.set(f"here {wait.rank}", "")
-    everyone = [f"here {rank}" for rank in range(wait.size)]
+    CalledOff when one has been told to end, NotMet when it has been too long or they are not of one run.
+    """
+    roll = Roll(store, wait.rank, wait.size)
+    outcome = ""
     try:
-        while not store.check(["outcome"]):
+        while not (outcome := wait.once(roll.look, "the store of rank 0 or torchrun does not answer")):
             if name := wait.heard():
-                if supervised():
+                if not supervised():
+                    outcome = wait.once(lambda: roll.decide(wait.word(name)), "the last word is not taken")
+                if not outcome:
                     raise CalledOff(wait.word(name))
-                decide(wait.word(name))
-            elif wait.rank == 0 and store.check(everyone):
-                decide(ALL)
-            else:
-                wait.on(missing)
-                time.sleep(PAUSE)
-    except KeyboardInterrupt:
-        leave(wait.word("a signal"))
+                break
+            wait.on(roll.missing)
+            time.sleep(PAUSE)
+    except BaseException as error:
+        if not supervised() and isinstance(error, KeyboardInterrupt | CalledOff | NotMet):
+            why = wait.word("a signal") if isinstance(error, KeyboardInterrupt) else str(error)
+            roll.leave(FAILED + why if isinstance(error, NotMet) else why)
         raise
-    except NotMet as error:
-        leave(FAILED + str(error))
-        raise
-    outcome = store.get("outcome").decode()
+    if outcome == ALL:
+        return roll.name
+    roll.leave(outcome)
     if outcome.startswith(FAILED):
         raise NotMet(outcome.removeprefix(FAILED))
-    if outcome != ALL:
-        raise CalledOff(outcome)
+    raise CalledOff(outcome)
+
+
+class Roll:
+    """A roll call in a store, as one process sees it. Any call lasts for as long as the store is silent."""
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self._store, self._rank, self._size = store, rank, size
+        self._own = f"{size} {uuid4().hex}"
+        self._taken = False  # another process has answered this call as the same rank
+        self._here = {rank}  # rank 0 sees who has answered
+        self.name = ""
+
+    def look(self) -> str:
+        """Call the roll, or answer it; the outcome that holds for this process, or nothing."""
+        if self._rank:
+            self._answer()
+        else:
+            self._call()
+        return "" if self._taken or not self.name else self._get("outcome")
+
+    def decide(self, word: str) -> str:
+        """The outcome: `word`, if there was none. Nothing while no roll is called."""
+        return self._first("outcome", word) if self.name and not self._taken else ""
+
+    def leave(self, word: str) -> None:
+        """Decide, and stay until those who have come know, for LEAVING seconds at most.
+
+        The store may go with this process, may be gone or silent.
+        """
+
+        def last() -> None:
+            with suppress(RuntimeError, NotMet):
+                while self._rank and not self.name:
+                    self._answer()
+                    time.sleep(PAUSE)
+                self.decide(word)
+                if self._rank and not self._taken:
+                    self._first("left", "yes", self._rank)
+                while not self._rank and not all(self._get("left", rank) for rank in self._here - {0}):
+                    time.sleep(PAUSE)
+
+        thread = threading.Thread(target=last, name="leaving", daemon=True)
+        thread.start()
+        thread.join(LEAVING)
+
+    def missing(self) -> str:
+        """What is waited for."""
+        if self._rank and not self.name:
+            return "rank 0 has not called the roll"
+        if self._taken:
+            return f"another process has answered as rank {self._rank}"
+        if self._rank:
+            return "rank 0 has not seen all of the others"
+        gone = ", ".join(str(rank) for rank in range(self._size) if rank not in self._here)
+        return f"of {self._size} processes these ranks have not come: {gone}"
+
+    def _call(self) -> None:
+        if not self.name:
+            self.name = uuid4().hex
+            self._store.set("call", self.name)
+        for rank in range(self._size):
+            answer = "" if rank in self._here else self._get("here", rank)
+            if answer and answer.split()[0] != str(self._size):
+                sizes = f"WORLD_SIZE is {self._size} for rank 0, and {answer.split()[0]} for rank {rank}"
+                self.decide(f"{FAILED}{sizes}; start all processes with the same")
+            if answer:
+                self._here.add(rank)
+        if len(self._here) == self._size:
+            self.decide(ALL)
+
+    def _answer(self) -> None:
+        called = self._store.get("call").decode() if self._store.check(["call"]) else ""
+        if called and (called != self.name or self._taken):
+            self.name = called
+            self._taken = self._first("here", self._own, self._rank) != self._own
+            if self._taken and not supervised():
+                raise NotMet(
+                    f"another process is rank {self._rank} of {self._size}, or has been; RANK has to be"
+                    " another for each process, and all have to be started again where one has ended"
+                )
+
+    def _first(self, key: str, value: str, rank: int | None = None) -> str:
+        """Set what is not set yet; what is there then."""
+        return str(self._store.compare_set(self._key(key, rank), "", value).decode())
+
+    def _get(self, key: str, rank: int | None = None) -> str:
+        """What is there, or nothing."""
+        name = self._key(key, rank)
+        return str(self._store.get(name).decode()) if self._store.check([name]) else ""
+
+    def _key(self, key: str, rank: int | None) -> str:
+        return f"{self.name}/{key}" if rank is None else f"{self.name}/{key} {rank}"
 
 
 def agent_of(environment: Mapping[str, str]) -> str:

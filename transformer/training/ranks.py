@@ -10,6 +10,7 @@ its environment and hands it to the trainer. What it offers:
     sum, total            tensors on the device, and whole numbers, added over the ranks
     largest               whole numbers, each the largest of all ranks: also a vote, as 0 and 1
     broadcast             the chief's value: plain data, as JSON holds it, and nothing that could run code
+    require_alike         an error where options or text are not the chief's
     decide                what the chief finds by doing something; if that fails, every rank stops
     chief_first           a context that the chief goes through first, and the others when it is done
     barrier               wait for each other
@@ -34,13 +35,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, UserError
-from ..core.signals import deadly
 from .connections import probe_connections
 from .launch import launched, require_launch
 from .meeting import Heard, Wait, agent_of, call_the_roll, meet
@@ -58,6 +59,10 @@ class RankLost(UserError):
 
 class Elsewhere(UserError):
     """The chief has failed, and has said why: this rank ends without a word."""
+
+
+class Unlike(UserError):
+    """The processes of a run have not been started alike."""
 
 
 class Ranks:
@@ -93,6 +98,9 @@ class Ranks:
     def decide(self, find: Callable[[], T]) -> T:
         """What `find` returns on the chief, plain data. If it raises there, others raise Elsewhere."""
         return find()
+
+    def require_alike(self, values: Mapping[str, Any]) -> None:
+        """Unlike on ranks whose values, plain data, are not the chief's, and on the chief; else Elsewhere."""
 
     @contextmanager
     def chief_first(self) -> Iterator[None]:
@@ -168,6 +176,19 @@ class Processes(Ranks):
         if "value" not in found:
             raise Elsewhere("rank 0 has failed")
         return cast(T, found["value"])
+
+    def require_alike(self, values: Mapping[str, Any]) -> None:
+        own = json.loads(json.dumps(values))
+        first = self.broadcast(own)
+        names = [name for name in {**first, **own} if first.get(name) != own.get(name)]
+        (others,) = self.largest(bool(names))
+        if names:
+            told = (f"{name} is {_brief(own.get(name))} and not {_brief(first.get(name))}" for name in names)
+            raise Unlike(f"{self.name} is not started as rank 0 is: here {'; '.join(told)}")
+        if others and self.chief:
+            raise Unlike("not all processes are started as rank 0 is; they say in what they differ")
+        if others:
+            raise Elsewhere("another rank is not started as rank 0 is")
 
     @contextmanager
     def chief_first(self) -> Iterator[None]:
@@ -254,12 +275,20 @@ def open_ranks(
     ranks = Processes(int(environment["RANK"]), size)
     with ranks._reaching():
         wait = Wait(ranks.rank, size, heard)
-        ranks._store, ranks.job = meet(environment, wait)
-        call_the_roll(ranks._store, wait)
-        with deadly():  # one that has answered and is gone now would be waited for
-            torch.distributed.init_process_group(
-                backend, store=ranks._store, rank=ranks.rank, world_size=size, timeout=LONGEST_WAIT
-            )
+        store, ranks.job = meet(environment, wait)
+        ranks._store = torch.distributed.PrefixStore(call_the_roll(store, wait), store)  # type: ignore[attr-defined]
+        wait.once(partial(_connect, backend, ranks), "all are here, and not yet connected")
     probe_connections(LONGEST_SILENCE)
     yield ranks
     torch.distributed.destroy_process_group()  # not after an error: the others may be gone
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 64 else f"{text[:12]}..."
+
+
+def _connect(backend: str, ranks: Processes) -> None:
+    torch.distributed.init_process_group(
+        backend, store=ranks._store, rank=ranks.rank, world_size=ranks.size, timeout=LONGEST_WAIT
+    )
