@@ -50,8 +50,8 @@ def main() -> int:
                 print(f"{name}: {dict(rows[name].outcomes)} {rows[name].note}", flush=True)
                 print(f"  {time.monotonic() - began:.0f} s; {rows[name].examples}", flush=True)
                 if arguments.write:  # after each, so that what was found is kept
-                    text = table(rows)
-                    arguments.write.write_text(page(text, rows, sys.argv[1:]), encoding="utf-8")
+                    text = page(table(rows), rows, sys.argv[1:]).replace(f"{folder}/", "")
+                    arguments.write.write_text(text, encoding="utf-8")
     print(table(rows))
     return 1 if any(row.bad for row in rows.values()) else 0
 
