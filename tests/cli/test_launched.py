@@ -21,7 +21,6 @@ import torch
 
 import transformer.training.meeting as meeting
 from transformer.cli.train import main as train
-from transformer.core.signals import deadly
 from transformer.training.launch import require_launch
 from transformer.training.meeting import CalledOff, NotMet, Roll, Wait, call_the_roll, meet
 
@@ -101,8 +100,8 @@ LATE = [
     ("0", "nowhere.invalid", {}, signal.SIGINT, 130),
     ("1", "127.0.0.1", {}, signal.SIGINT, 130),
     ("0", "127.0.0.1", {}, signal.SIGTERM, 130),
-    ("0", "127.0.0.1", {"TORCHELASTIC_RESTART_COUNT": "1"}, signal.SIGTERM, 0),  # it may go on with a run
-    ("1", "127.0.0.1", {"TORCHELASTIC_RESTART_COUNT": "1"}, signal.SIGINT, 0),
+    ("0", "127.0.0.1", {"TORCHELASTIC_RESTART_COUNT": "1"}, signal.SIGTERM, 130),  # torchrun ends the others
+    ("1", "127.0.0.1", {"TORCHELASTIC_RESTART_COUNT": "1"}, signal.SIGINT, 130),
 ]
 
 
@@ -136,7 +135,7 @@ def test_a_process_that_waits_for_the_others_says_so_and_ends_with_a_signal(
     assert f"rank {rank} of 2: " in first
     assert ("have not come: 1; waiting" if (rank, address) == ("0", "127.0.0.1") else "MASTER_ADDR=") in first
     assert process.returncode == code
-    assert (f"{number.name} to rank {rank} of 2 before all had come" if not code else "interrupted") in rest
+    assert (f"{number.name} to rank {rank} of 2 before all had come" if more else "interrupted") in rest
     assert not (tmp_path / "run").exists()
 
 
@@ -213,6 +212,34 @@ def test_a_signal_that_comes_when_all_are_there_is_too_late(store: Any) -> None:
     assert rolls[1].decide("SIGTERM") == rolls[1].look() == meeting.ALL
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_a_smaller_meeting_left_is_nobody_s(size: int, store: Any) -> None:
+    """The answer of one more is free in its call, but nobody sees it there."""
+    gone = [Roll(store, rank, size) for rank in range(size)]
+    assert [roll.look() for roll in [*gone, gone[0]]][-1] == meeting.ALL
+    last = Roll(store, size, size + 1)
+    assert (last.look(), last.look()) == ("", "")
+    others = [Roll(store, rank, size + 1) for rank in range(size)]
+    assert "".join(roll.look() for roll in [*others, last]) == ""
+    assert [roll.look() for roll in [*others, last]] == [meeting.ALL] * (size + 1)
+    assert len({roll.name for roll in [*others, last, gone[0]]}) == 2
+
+
+def test_a_job_is_all_torchruns_that_start_its_processes(store: Any) -> None:
+    rolls = [Roll(store, rank, 3, agent) for rank, agent in enumerate(["b 1 2", "", "a 7 8"])]
+    assert "".join(roll.look() for roll in rolls) == ""
+    assert rolls[0].look() == meeting.ALL
+    assert rolls[0].job == "a 7 8\nb 1 2"
+
+
+def test_connecting_that_lasts_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    wait = Wait(0, 2, longest=meeting.timedelta(seconds=0.3))
+    with pytest.raises(NotMet, match="rank 0 of 2: not connected, for 0 minutes"):
+        wait.once(lambda: over.wait(30), "not connected")
+    over.set()
+
+
 @pytest.mark.parametrize("before", [meeting.ALL, meeting.FAILED, ""])
 def test_what_an_earlier_meeting_left_in_the_store_is_nobody_s(
     before: str, store: Any, monkeypatch: pytest.MonkeyPatch
@@ -287,15 +314,16 @@ def test_rank_0_that_ends_stays_until_the_others_know(store: Any) -> None:
     assert "SIGTERM to rank 0 of 3" in ended[0]
 
 
-def test_who_is_told_to_end_leaves_word_for_those_that_wait_and_those_that_come(
-    store: Any,
-) -> None:
-    with answering(store, Wait(0, 3)) as first, pytest.raises(CalledOff, match="SIGTERM to rank 1 of 3"):
-        call_the_roll(store, Wait(1, 3, heard=lambda: "SIGTERM"))
-    with answering(store, Wait(2, 3)) as late:
-        pass
-    assert "SIGTERM to rank 1 of 3 before all had come" in first[0]
-    assert first == late
+def test_who_is_told_to_end_leaves_word_for_those_that_wait(store: Any) -> None:
+    told = iter([""] * 3 + ["SIGTERM"] * 100)
+    with (
+        answering(store, Wait(0, 4)) as first,
+        answering(store, Wait(2, 4)) as other,
+        pytest.raises(CalledOff, match="SIGTERM to rank 1 of 4"),
+    ):
+        call_the_roll(store, Wait(1, 4, heard=lambda: next(told)))
+    assert "SIGTERM to rank 1 of 4 before all had come" in first[0]
+    assert first == other
 
 
 def test_under_torchrun_a_process_ends_for_itself_since_it_may_be_started_anew_in_the_same_store(
@@ -331,7 +359,7 @@ def test_a_wait_is_told_of_ever_more_rarely_and_ends(
     with pytest.raises(NotMet, match="these ranks have not come: 1, 2, 3, for 30 minutes"):
         call_the_roll(store, Wait(0, 4))
     assert capsys.readouterr().err.count("have not come: 1, 2, 3; waiting\n") == 4  # 5 s, 30 s, 3, 18 min
-    with pytest.raises(NotMet, match=r"rank 0 of 4: .* for 30 minutes"):
+    with pytest.raises(NotMet, match=r"rank 1 of 4: .* for 30 minutes"):
         call_the_roll(store, Wait(1, 4))
 
 
@@ -355,17 +383,3 @@ def test_an_address_that_is_taken_is_told(capfd: pytest.CaptureFixture[str]) -> 
         variables = {**TWO, "RANK": "0", "MASTER_PORT": str(taken.getsockname()[1])}
         with pytest.raises(NotMet, match=r"rank 0 of 2: MASTER_ADDR=127.0.0.1 .*a port that is free there"):
             meet(variables, Wait(0, 2))
-
-
-def test_signals_end_a_call_that_hears_none_unless_they_mean_something_else() -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with deadly():
-            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        assert signal.getsignal(signal.SIGTERM) == signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])

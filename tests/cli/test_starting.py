@@ -65,15 +65,17 @@ def test_a_library_that_crashes_leaves_the_line_of_python_where_it_did(tmp_path:
 
 
 @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN], ids=["as programs start", "ignored"])
-def test_a_command_takes_ctrl_c_up_where_it_is_not_ignored(
-    before: signal.Handlers, request: pytest.FixtureRequest
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_a_command_takes_up_ctrl_c_and_a_terminal_s_end_where_they_are_not_ignored(
+    name: str, before: signal.Handlers, request: pytest.FixtureRequest
 ) -> None:
-    found = signal.signal(signal.SIGINT, before)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, found))
+    number = getattr(signal, name)
+    found = signal.signal(number, before)
+    request.addfinalizer(lambda: signal.signal(number, found))
     seen: list[object] = []
-    assert command(lambda _: seen.append(signal.getsignal(signal.SIGINT)) or 0)([]) == 0  # type: ignore[func-returns-value]
+    assert command(lambda _: seen.append(signal.getsignal(number)) or 0)([]) == 0  # type: ignore[func-returns-value]
     assert seen == [signal.default_int_handler if before == signal.SIG_DFL else signal.SIG_IGN]
-    assert signal.getsignal(signal.SIGINT) == before
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("several", [False, True])

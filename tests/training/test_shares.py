@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformer.data.encoded import EncodedCorpus
 from transformer.training.config import TrainConfig
 from transformer.training.launch import launched, own_device, restarted, speaks
 from transformer.training.layouts import Whole, refusals
-from transformer.training.meeting import Wait, meet
+from transformer.training.meeting import agent_of
 from transformer.training.passes import Passes
 from transformer.training.ranks import Ranks
 
@@ -116,16 +117,11 @@ def test_the_environment_of_torchrun_is_read() -> None:
     assert [own_device("cpu", first), own_device("auto", {})] == ["cpu", "auto"]
 
 
-def test_a_job_keeps_its_name_where_torchrun_keeps_its_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when rank 0 of a later attempt is on another machine, under another process of torchrun."""
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}
-    jobs = []
-    for attempt, parent in enumerate([11, 11, 12]):
-        monkeypatch.setattr(os, "getppid", lambda parent=parent: parent)
-        _, job = meet({**environment, "TORCHELASTIC_RESTART_COUNT": str(attempt)}, Wait(0, 2))
-        jobs.append(job)
-    assert len(set(jobs)) == 1
-    assert " 11 " in jobs[0]
-    assert meet({**environment, "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "3"}, Wait(1, 2))[1] == ""
+def test_a_torchrun_is_its_process_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_RUN_ID": "none"}
+    here = agent_of(environment)
+    assert here == agent_of({**environment, "TORCHELASTIC_RESTART_COUNT": "1", "RANK": "1"})
+    assert here.startswith(f"none {socket.gethostname()} {os.getppid()}")
+    assert agent_of({"RANK": "1", "WORLD_SIZE": "2"}) == ""
+    monkeypatch.setattr(os, "getppid", lambda: 11)
+    assert agent_of(environment) != here

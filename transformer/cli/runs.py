@@ -69,7 +69,12 @@ def started_with(config: Config, resume: bool) -> dict[str, Any]:
         if isinstance(options, dict)
         for name, value in options.items()
     }
-    return {**options, "seed": config.seed, "--resume": resume, "torch": versions()["torch"]}
+    return {
+        **options,
+        "seed": config.seed,
+        "--resume": resume,
+        "torch": versions()["torch"].partition("+")[0],
+    }
 
 
 def fixed(config: Config, data: Prepared) -> dict[str, Any]:

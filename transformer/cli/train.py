@@ -35,7 +35,7 @@ from ..training.ranks import ALONE, Elsewhere, Ranks, open_ranks
 from ..training.shelf import Shelf
 from ..training.trainer import Outcome, Trainer
 from .command import EXIT_CODES, MODEL_FLAGS, Parser, command
-from .conclude import EXIT, conclude, exit_code, resumable
+from .conclude import EXIT, conclude, resumable
 from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .hold import held
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         return _main(arguments, [*parser.prog.split(), *argv])
     except CalledOff as error:
         say(str(error))
-        return exit_code("interrupted")
+        return EXIT["interrupted"]  # also under torchrun, which has to end the others
     except (Elsewhere, ConfigError) as error:
         if speaks() and not isinstance(error, Elsewhere):  # the others of this machine say the same
             raise
@@ -172,7 +172,7 @@ def _is_of(job: str, run_dir: Path) -> bool:
     if not job or put_aside(run_dir) or not (run_dir / CONFIG_FILE).is_file():
         return False
     file = run_dir / JOB
-    return file.is_file() and file.read_bytes() == job.encode()
+    return file.is_file() and not set(job.encode().splitlines()).isdisjoint(file.read_bytes().splitlines())
 
 
 def _fit(trainer: Trainer, config: Config, data: Prepared, interruption: Interruption) -> Outcome:

@@ -4,11 +4,11 @@ Until all have come nothing is done that a process could lose, and it has to be 
 own waits hear no signal for as long as they last. So the waiting is done here: for an address, for somebody
 who listens there and answers, for the others. What may last is called in a thread, and the main one listens.
 
-A roll call is rank 0's, and has a name that no other has: what torchrun's store still holds of processes that
-are gone is taken by nobody for his own. It ends once, for all who have answered: with the word of rank 0 that
-everybody is there, or with that of a rank that has been told to end or has waited for too long. Whichever is
-in the store first holds. Under torchrun each process ends for itself and leaves no word: torchrun tells the
-others, and may have ended this one to start it anew.
+A roll call is rank 0's, has a name that no other has, and counts for whom rank 0 has seen in it: what
+torchrun's store still holds of processes that are gone is taken by nobody for his own. It ends once, for all
+of them: with the word of rank 0 that everybody is there, or with that of a rank that has been told to end or
+has waited for too long. Whichever is in the store first holds. Under torchrun each process ends for itself
+and leaves no word: torchrun ends the others, and may have ended this one to start it anew.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from uuid import uuid4
 from ..core.errors import UserError
 from .launch import supervised
 
-LONGEST_START = timedelta(minutes=30)  # until all processes have come and are connected
-CONNECTING = timedelta(minutes=1)  # to somebody who listens
+LONGEST_START = timedelta(minutes=30)  # until all processes have come
+LONGEST_CONNECTING = timedelta(minutes=2)  # of all who have come; one may be gone by then
+ANSWER = timedelta(minutes=1)  # of somebody who listens
 NOTE = 5.0  # seconds until the first word about what is waited for; the next comes after six times as many
 PAUSE = 0.1
 LEAVING = 5.0  # seconds for a last word in the store and for the others to find it
@@ -50,17 +51,18 @@ class CalledOff(UserError):
 class Wait:
     """The patience of one process. `heard`: the name of a signal that it has had, or nothing."""
 
-    def __init__(self, rank: int, size: int, heard: Heard = str) -> None:
+    def __init__(self, rank: int, size: int, heard: Heard = str, longest: timedelta | None = None) -> None:
         self.rank, self.size, self.heard = rank, size, heard
         self.name = f"rank {rank} of {size}"
+        self._longest = (longest or LONGEST_START).total_seconds()
         self._began, self._next = time.monotonic(), NOTE
 
     def on(self, what: Callable[[], str]) -> None:
         """Say `what` is waited for, now and then. NotMet where that has been too long."""
         waited = time.monotonic() - self._began
-        longest = LONGEST_START.total_seconds()
-        if waited >= longest:
-            raise NotMet(f"{self.name}: {what()}, for {longest / 60:.0f} minutes; start all processes again")
+        if waited >= self._longest:
+            minutes = f"{self._longest / 60:.0f} minutes"
+            raise NotMet(f"{self.name}: {what()}, for {minutes}; start all processes again")
         if waited >= self._next:
             self._next *= 6
             with suppress(OSError):  # nobody need be listening
@@ -109,12 +111,8 @@ class Wait:
         return f"{name} to {self.name} before all had come: nothing was done"
 
 
-def meet(environment: Mapping[str, str], wait: Wait) -> tuple[Any, str]:
-    """The store of a run's processes and, on rank 0, the name of the job. NotMet, or CalledOff.
-
-    torchrun may keep its store from one attempt to the next. Then the job is named by the first attempt: in a
-    later one rank 0 may be on another machine.
-    """
+def meet(environment: Mapping[str, str], wait: Wait) -> Any:
+    """The store of a run's processes. NotMet, or CalledOff."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not every torch has it
 
     host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
@@ -124,16 +122,14 @@ def meet(environment: Mapping[str, str], wait: Wait) -> tuple[Any, str]:
     if keeps:
         wait.until(lambda: socket.getaddrinfo(host, port), f"{place} is not known")
     else:
-        seconds = CONNECTING.total_seconds()
+        seconds = ANSWER.total_seconds()
         wait.until(
             lambda: socket.create_connection((host, port), seconds).close(),
             f"nobody listens at {place}",
         )
     try:
         store = wait.once(
-            lambda: TCPStore(
-                host, port, wait.size, is_master=keeps, timeout=CONNECTING, wait_for_workers=False
-            ),
+            lambda: TCPStore(host, port, wait.size, is_master=keeps, timeout=ANSWER, wait_for_workers=False),
             f"who listens at {place} says nothing",
         )
     except RuntimeError as error:  # torch has no other name for it
@@ -141,16 +137,16 @@ def meet(environment: Mapping[str, str], wait: Wait) -> tuple[Any, str]:
         remedy = "an address of rank 0's machine, and a port that is free there, are wanted"
         raise NotMet(f"{wait.name}: {place}: {reason}; {remedy}") from error
     store.set_timeout(LONGEST_START)
-    job = store.compare_set("job", "", agent_of(environment)).decode() if wait.rank == 0 else ""
-    return store, job
+    return store
 
 
-def call_the_roll(store: Any, wait: Wait) -> str:
-    """Wait until all are there; a name that no other meeting in this store has. CalledOff, NotMet.
+def call_the_roll(store: Any, wait: Wait, agent: str = "") -> tuple[str, str]:
+    """Wait until all are there; a name that only this meeting has and, on rank 0, the job's (`Roll.job`).
 
-    CalledOff when one has been told to end, NotMet when it has been too long or they are not of one run.
+    `agent`: see `agent_of`. CalledOff when one has been told to end, NotMet when it has been too long or they
+    are not of one run.
     """
-    roll = Roll(store, wait.rank, wait.size)
+    roll = Roll(store, wait.rank, wait.size, agent)
     outcome = ""
     try:
         while not (outcome := wait.once(roll.look, "the store of rank 0 or torchrun does not answer")):
@@ -168,7 +164,7 @@ def call_the_roll(store: Any, wait: Wait) -> str:
             roll.leave(FAILED + why if isinstance(error, NotMet) else why)
         raise
     if outcome == ALL:
-        return roll.name
+        return roll.name, roll.job
     roll.leave(outcome)
     if outcome.startswith(FAILED):
         raise NotMet(outcome.removeprefix(FAILED))
@@ -178,12 +174,18 @@ def call_the_roll(store: Any, wait: Wait) -> str:
 class Roll:
     """A roll call in a store, as one process sees it. Any call lasts for as long as the store is silent."""
 
-    def __init__(self, store: Any, rank: int, size: int) -> None:
+    def __init__(self, store: Any, rank: int, size: int, agent: str = "") -> None:
         self._store, self._rank, self._size = store, rank, size
-        self._own = f"{size} {uuid4().hex}"
+        self._own = f"{size} {uuid4().hex} {agent}"
         self._taken = False  # another process has answered this call as the same rank
-        self._here = {rank}  # rank 0 sees who has answered
+        self._seen = rank == 0  # rank 0 has seen this one's answer, so it is alive
+        self._here = {rank: agent}  # rank 0 learns who has answered
         self.name = ""
+
+    @property
+    def job(self) -> str:
+        """The torchruns of all who are here, a line each; some of them start the next attempt as well."""
+        return "\n".join(sorted(filter(None, set(self._here.values()))))
 
     def look(self) -> str:
         """Call the roll, or answer it; the outcome that holds for this process, or nothing."""
@@ -191,7 +193,7 @@ class Roll:
             self._answer()
         else:
             self._call()
-        return "" if self._taken or not self.name else self._get("outcome")
+        return self._get("outcome") if self._seen else ""
 
     def decide(self, word: str) -> str:
         """The outcome: `word`, if there was none. Nothing while no roll is called."""
@@ -211,7 +213,7 @@ class Roll:
                 self.decide(word)
                 if self._rank and not self._taken:
                     self._first("left", "yes", self._rank)
-                while not self._rank and not all(self._get("left", rank) for rank in self._here - {0}):
+                while not self._rank and not all(self._get("left", rank) for rank in self._here if rank):
                     time.sleep(PAUSE)
 
         thread = threading.Thread(target=last, name="leaving", daemon=True)
@@ -235,24 +237,27 @@ class Roll:
             self._store.set("call", self.name)
         for rank in range(self._size):
             answer = "" if rank in self._here else self._get("here", rank)
-            if answer and answer.split()[0] != str(self._size):
-                sizes = f"WORLD_SIZE is {self._size} for rank 0, and {answer.split()[0]} for rank {rank}"
-                self.decide(f"{FAILED}{sizes}; start all processes with the same")
             if answer:
-                self._here.add(rank)
+                size, _, self._here[rank] = answer.split(" ", 2)
+                self._store.set(self._key("seen", rank), answer)
+                if size != str(self._size):
+                    sizes = f"WORLD_SIZE is {self._size} for rank 0, and {size} for rank {rank}"
+                    self.decide(f"{FAILED}{sizes}; start all processes with the same")
         if len(self._here) == self._size:
             self.decide(ALL)
 
     def _answer(self) -> None:
         called = self._store.get("call").decode() if self._store.check(["call"]) else ""
-        if called and (called != self.name or self._taken):
-            self.name = called
+        if called and called != self.name:
+            self.name, self._seen = called, False
             self._taken = self._first("here", self._own, self._rank) != self._own
             if self._taken and not supervised():
                 raise NotMet(
                     f"another process is rank {self._rank} of {self._size}, or has been; RANK has to be"
                     " another for each process, and all have to be started again where one has ended"
                 )
+        if self.name and not self._seen and not self._taken:
+            self._seen = self._get("seen", self._rank) == self._own
 
     def _first(self, key: str, value: str, rank: int | None = None) -> str:
         """Set what is not set yet; what is there then."""

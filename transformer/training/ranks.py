@@ -6,7 +6,7 @@ starts N processes of `train.py`, the *ranks* 0 to N - 1. Each makes one `Ranks`
 its environment and hands it to the trainer. What it offers:
 
     rank, size, chief     which one this is, of how many; the chief is rank 0, the only one that writes
-    job                   which torchrun this is, in each of its attempts
+    job                   which torchruns these are, some of them in each attempt
     sum, total            tensors on the device, and whole numbers, added over the ranks
     largest               whole numbers, each the largest of all ranks: also a vote, as 0 and 1
     broadcast             the chief's value: plain data, as JSON holds it, and nothing that could run code
@@ -44,7 +44,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, UserError
 from .connections import probe_connections
 from .launch import launched, require_launch
-from .meeting import Heard, Wait, agent_of, call_the_roll, meet
+from .meeting import LONGEST_CONNECTING, Heard, Wait, agent_of, call_the_roll, meet
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Ranks:
     """The only process of a run: every collective returns what it is given."""
 
     rank, size = 0, 1
-    job = ""  # on the chief, a name of the torchrun that started this, the same in all its attempts
+    job = ""  # on the chief, the torchruns that started these processes, a line each
 
     @property
     def chief(self) -> bool:
@@ -275,9 +275,11 @@ def open_ranks(
     ranks = Processes(int(environment["RANK"]), size)
     with ranks._reaching():
         wait = Wait(ranks.rank, size, heard)
-        store, ranks.job = meet(environment, wait)
-        ranks._store = torch.distributed.PrefixStore(call_the_roll(store, wait), store)  # type: ignore[attr-defined]
-        wait.once(partial(_connect, backend, ranks), "all are here, and not yet connected")
+        store = meet(environment, wait)
+        name, ranks.job = call_the_roll(store, wait, agent_of(environment))
+        ranks._store = torch.distributed.PrefixStore(name, store)  # type: ignore[attr-defined]
+        wait = Wait(ranks.rank, size, heard, LONGEST_CONNECTING)
+        wait.once(partial(_connect, backend, ranks), "all have come and are not yet connected")
     probe_connections(LONGEST_SILENCE)
     yield ranks
     torch.distributed.destroy_process_group()  # not after an error: the others may be gone
