@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from transformer.cli.command import command
+from transformer.core.signals import hangup_interrupts
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = [
@@ -65,17 +66,27 @@ def test_a_library_that_crashes_leaves_the_line_of_python_where_it_did(tmp_path:
 
 
 @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN], ids=["as programs start", "ignored"])
-@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
-def test_a_command_takes_up_ctrl_c_and_a_terminal_s_end_where_they_are_not_ignored(
-    name: str, before: signal.Handlers, request: pytest.FixtureRequest
+def test_a_command_takes_ctrl_c_up_where_it_is_not_ignored(
+    before: signal.Handlers, request: pytest.FixtureRequest
 ) -> None:
-    number = getattr(signal, name)
-    found = signal.signal(number, before)
-    request.addfinalizer(lambda: signal.signal(number, found))
+    found = signal.signal(signal.SIGINT, before)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, found))
     seen: list[object] = []
-    assert command(lambda _: seen.append(signal.getsignal(number)) or 0)([]) == 0  # type: ignore[func-returns-value]
+    assert command(lambda _: seen.append(signal.getsignal(signal.SIGINT)) or 0)([]) == 0  # type: ignore[func-returns-value]
     assert seen == [signal.default_int_handler if before == signal.SIG_DFL else signal.SIG_IGN]
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN], ids=["as programs start", "ignored"])
+def test_a_terminal_that_closes_interrupts_unless_that_is_ignored(
+    before: signal.Handlers, request: pytest.FixtureRequest
+) -> None:
+    found = signal.signal(signal.SIGHUP, before)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, found))
+    with hangup_interrupts():
+        now = signal.getsignal(signal.SIGHUP)
+    assert now == (signal.default_int_handler if before == signal.SIG_DFL else signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGHUP) == before
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -125,3 +127,13 @@ def test_a_torchrun_is_its_process_on_its_machine(monkeypatch: pytest.MonkeyPatc
     assert agent_of({"RANK": "1", "WORLD_SIZE": "2"}) == ""
     monkeypatch.setattr(os, "getppid", lambda: 11)
     assert agent_of(environment) != here
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_script_between_torchrun_and_a_process_is_not_the_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_RUN_ID": "none"}
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, **environment}) as script:
+        monkeypatch.setattr(os, "getppid", lambda: script.pid)
+        between = agent_of(environment)
+        script.kill()
+    assert between.split()[2] == str(os.getpid())

@@ -93,18 +93,16 @@ def _wait_for_streams() -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """A context in which SIGTERM, SIGHUP and Ctrl-C raise KeyboardInterrupt, if it is the main thread's.
+    """A context in which SIGTERM and Ctrl-C raise KeyboardInterrupt. Only the main thread may set that.
 
-    A Ctrl-C or SIGHUP that is ignored, or that the caller handles in a way of its own, is left to that.
+    A Ctrl-C that is ignored, or that the caller handles in a way of its own, is left to that.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
-    for name in ("SIGINT", "SIGHUP"):  # the first as `end_quietly` has it; not every system has the second
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            before[number] = signal.SIG_DFL
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as `end_quietly` has it
+        before[signal.SIGINT] = signal.SIG_DFL
     try:
         for number in before:
             signal.signal(number, signal.default_int_handler)

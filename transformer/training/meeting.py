@@ -214,6 +214,7 @@ class Roll:
                 if self._rank and not self._taken:
                     self._first("left", "yes", self._rank)
                 while not self._rank and not all(self._get("left", rank) for rank in self._here if rank):
+                    self._call()  # who comes now has to know as well
                     time.sleep(PAUSE)
 
         thread = threading.Thread(target=last, name="leaving", daemon=True)
@@ -273,11 +274,21 @@ class Roll:
 
 
 def agent_of(environment: Mapping[str, str]) -> str:
-    """The process of torchrun on this machine, which outlives its attempts; empty where there is none."""
+    """The process of torchrun on this machine, which outlives its attempts; empty where there is none.
+
+    What it starts need not be this process: a script may be in between, which has torchrun's variables, too.
+    """
     if not supervised(environment):
         return ""
-    parent, started = os.getppid(), ""
-    with suppress(OSError, IndexError):  # elsewhere than on Linux the number must do
-        started = Path(f"/proc/{parent}/stat").read_text().rpartition(") ")[2].split()[19]
+    agent, started = os.getppid(), ""
+    with suppress(OSError, IndexError):  # elsewhere than on Linux the number of the parent must do
+        while b"\0TORCHELASTIC_RUN_ID=" in b"\0" + Path(f"/proc/{agent}/environ").read_bytes():
+            agent = int(_stat(agent)[1])
+        started = _stat(agent)[19]
     job = environment.get("TORCHELASTIC_RUN_ID", "")
-    return f"{job} {socket.gethostname()} {parent} {started}"
+    return f"{job} {socket.gethostname()} {agent} {started}"
+
+
+def _stat(process: int) -> list[str]:
+    """What Linux says of a process, after its name: state, parent, ...; the 20th is when it began."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()

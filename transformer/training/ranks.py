@@ -42,6 +42,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, UserError
+from ..core.signals import hangup_interrupts
 from .connections import probe_connections
 from .launch import launched, require_launch
 from .meeting import LONGEST_CONNECTING, Heard, Wait, agent_of, call_the_roll, meet
@@ -273,7 +274,7 @@ def open_ranks(
     # A rank without rows takes variances of nothing, and nothing comes of them.
     warnings.filterwarnings("ignore", message=r"var\(\): degrees of freedom")
     ranks = Processes(int(environment["RANK"]), size)
-    with ranks._reaching():
+    with ranks._reaching(), hangup_interrupts():
         wait = Wait(ranks.rank, size, heard)
         store = meet(environment, wait)
         name, ranks.job = call_the_roll(store, wait, agent_of(environment))
