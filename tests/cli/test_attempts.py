@@ -131,6 +131,7 @@ def test_another_torchrun_is_another_job(
     with monkeypatch.context() as patch:
         patch.setattr(os, "getppid", lambda: 1)
         assert train([config, "--run-dir", str(ours)]) == 2
+    (ours / JOB).write_text("none another 1 2\n" + (ours / JOB).read_text())  # of another machine
     assert train([config, "--run-dir", str(ours)]) == 0
 
 

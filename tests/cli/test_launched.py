@@ -232,6 +232,19 @@ def test_a_job_is_all_torchruns_that_start_its_processes(store: Any) -> None:
     assert rolls[0].job == "a 7 8\nb 1 2"
 
 
+def test_who_comes_while_rank_0_leaves_finds_the_word(store: Any) -> None:
+    first, one = Roll(store, 0, 3), Roll(store, 1, 3)
+    assert (first.look(), one.look(), first.look()) == ("", "", "")
+    leaving = threading.Thread(target=first.leave, args=("SIGTERM to rank 0",))
+    leaving.start()
+    with answering(store, Wait(2, 3)) as late:
+        pass
+    assert late == ["SIGTERM to rank 0"]
+    one.leave(one.look())
+    leaving.join(30)
+    assert not leaving.is_alive()
+
+
 def test_connecting_that_lasts_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     wait = Wait(0, 2, longest=meeting.timedelta(seconds=0.3))
