@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fault_trials import ENDED, ROOT, Bench, Row, Running, children, fault, saved_update
@@ -26,9 +27,20 @@ class Together(Running):
     """torchrun with two processes of train.py, in the place of one process."""
 
     def __init__(self, argv: list[str], said: Path, restarts: int = 0) -> None:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        command += [f"--max-restarts={restarts}", str(ROOT / "train.py"), *argv]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.begin(argv, said, ["--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"])
+
+    def begin(
+        self,
+        argv: list[str],
+        said: Path,
+        how: list[str],
+        before: Sequence[str] = (),
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Start torchrun with the options `how`; `before` is what becomes torchrun."""
+        command = [*before, sys.executable, "-m", "torch.distributed.run", *how]
+        command += [str(ROOT / "train.py"), *argv]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
         self.said, self.began, self.at = said, time.monotonic(), time.time()
         with open(said, "wb") as file:
             self.torchrun = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
@@ -110,7 +122,7 @@ class Pair(Bench):
         return self.kind(["--resume", str(run), *more], self._said(run), **limits)
 
 
-def _pair(bench: Bench) -> Pair:
+def pair_of(bench: Bench) -> Pair:
     """One for all the faults of this file, beside the bench of one process."""
     if not hasattr(bench, "pair"):
         bench.pair = Pair(bench.folder / "pair", bench.updates)  # type: ignore[attr-defined]
@@ -141,7 +153,7 @@ def _one_killed(pair: Pair) -> Callable[[Together], None]:
 
 @fault("SIGKILL to one of two processes, which torchrun starts anew")
 def restarted(bench: Bench, tries: int) -> Row:
-    row, pair = Row(), _pair(bench)
+    row, pair = Row(), pair_of(bench)
     for _ in range(tries):
         run, running = _hit(pair, 3, _one_killed(pair))
         pair.judge(running, run, row)
@@ -150,7 +162,7 @@ def restarted(bench: Bench, tries: int) -> Row:
 
 @fault("SIGKILL to one of two processes; resumed by hand")
 def killed(bench: Bench, tries: int) -> Row:
-    row, pair, told = Row(), _pair(bench), 0
+    row, pair, told = Row(), pair_of(bench), 0
     for _ in range(tries):
         run, running = _hit(pair, 0, _one_killed(pair))
         code, text = running.wait(60), running.text()
@@ -182,19 +194,19 @@ def _terminated(pair: Pair, tries: int, hit: Callable[[Together], None]) -> Row:
 
 @fault("SIGTERM to one of two processes")
 def one_terminated(bench: Bench, tries: int) -> Row:
-    pair = _pair(bench)
+    pair = pair_of(bench)
     return _terminated(pair, tries, lambda r: os.kill(pair.random.choice(r.ranks), signal.SIGTERM))
 
 
 @fault("SIGTERM to torchrun with two processes")
 def all_terminated(bench: Bench, tries: int) -> Row:
-    return _terminated(_pair(bench), tries, lambda running: running.signal(signal.SIGTERM))
+    return _terminated(pair_of(bench), tries, lambda running: running.signal(signal.SIGTERM))
 
 
 @fault("SIGTERM to torchrun and to both processes, as a scheduler signals a job")
 def job_terminated(bench: Bench, tries: int) -> Row:
     """A rank gets it twice, in any order: torchrun passes its own on."""
-    pair = _pair(bench)
+    pair = pair_of(bench)
 
     def signal_all(running: Together) -> None:
         everyone: list[Callable[[], object]] = [lambda: running.signal(signal.SIGTERM)]
@@ -210,7 +222,7 @@ def job_terminated(bench: Bench, tries: int) -> Row:
 @fault("SIGTERM to one of two processes while they load a saved run")
 def loading_terminated(bench: Bench, tries: int) -> Row:
     """They would be started anew, to train on, if one of them ended otherwise than with 0."""
-    row, pair = Row(), _pair(bench)
+    row, pair = Row(), pair_of(bench)
     for _ in range(tries):
         run, running = _hit(pair, 0, lambda first: os.kill(first.ranks[0], signal.SIGTERM))
         running.wait(60)
@@ -228,7 +240,7 @@ def loading_terminated(bench: Bench, tries: int) -> Row:
 
 
 def _ends(bench: Bench, tries: int, status: str, said: str, *options: str) -> Row:
-    row, pair = Row(), _pair(bench)
+    row, pair = Row(), pair_of(bench)
     for _ in range(tries):
         run = pair.fresh()
         running = pair.start(run, *(word for option in options for word in ("--set", option)))

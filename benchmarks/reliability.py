@@ -130,8 +130,8 @@ PARTS = {
     ),
     "ranks": Part(
         "A run in two processes, by torchrun",
-        "tests/training/test_ranks.py",
-        faults("fault_ranks", tries=10),
+        "tests/benchmarks/test_faults.py, tests/training/test_ranks.py, tests/cli/test_launched.py",
+        faults("fault_ranks", "fault_meeting", tries=10),
     ),
     "alike": Part(
         "Several processes beside one",

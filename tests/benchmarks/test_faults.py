@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import fault_kinds
+import fault_meeting  # noqa: F401
 import fault_ranks
 import pytest
 from fault_trials import EXACT, FAULTS, REFUSED, Bench, Row, difference

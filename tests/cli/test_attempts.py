@@ -135,6 +135,29 @@ def test_another_torchrun_is_another_job(
     assert train([config, "--run-dir", str(ours)]) == 0
 
 
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_a_job_all_of_whose_machines_are_replaced_one_after_the_other_is_the_same(
+    flags: list[str],
+    run: Path,
+    config: str,
+    tmp_path: Path,
+    attempt: Attempt,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where it is lost between the two, before the run is loaded."""
+    ours, command = copied(run, tmp_path / "run"), [config, "--run-dir", str(tmp_path / "run"), *flags]
+    (ours / JOB).write_text("one\nother")
+    for number, (job, code) in enumerate([("anew\nother", 1), ("anew\nlast", 0)]):
+        attempt(number)
+        with monkeypatch.context() as patch:
+            patch.setattr("transformer.training.ranks.agent_of", lambda _, job=job: job)
+            if code:
+                patch.setattr("transformer.cli.train.prepare", lost)
+            assert train(command) == code
+        assert (ours / JOB).read_text() == job
+    assert "resumed after update 10" in (ours / "log.txt").read_text()
+
+
 def test_a_run_that_has_diverged_is_not_tried_again_also_when_it_was_resumed(
     run: Path, config: str, tmp_path: Path, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,24 @@ def test_a_process_that_waits_for_the_others_says_so_and_ends_with_a_signal(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_process_whose_torchrun_is_gone_does_not_wait_for_the_others(config: str, tmp_path: Path) -> None:
+    agent = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    command = [sys.executable, "-c", STARTS, config, "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    variables = {**TWO, "RANK": "0", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RESTART_COUNT": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", agent, *command],
+        env=os.environ | variables,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as torchrun:
+        assert torchrun.stderr is not None
+        assert "rank 0 of 2: " in torchrun.stderr.readline()
+        torchrun.kill()
+        said = torchrun.communicate(timeout=60)[1]  # to the end of both
+    assert "error: rank 0 of 2: torchrun, which started this process, is gone" in said
+    assert not (tmp_path / "run").exists()
+
+
 OTHERS = {
     "options": (
         ["--lr", "0.5", "--set", "train.clip=7.0"],

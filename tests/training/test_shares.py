@@ -16,9 +16,8 @@ from transformer import Transformer
 from transformer.data.batching import Batch, BatchStream, Share, collate, no_pairs
 from transformer.data.encoded import EncodedCorpus
 from transformer.training.config import TrainConfig
-from transformer.training.launch import launched, own_device, restarted, speaks
+from transformer.training.launch import agent_of, launched, own_device, restarted, speaks
 from transformer.training.layouts import Whole, refusals
-from transformer.training.meeting import agent_of
 from transformer.training.passes import Passes
 from transformer.training.ranks import Ranks
 

@@ -17,7 +17,7 @@ from ..core.errors import ConfigError, OutOfMemory
 from ..core.loading import to_yaml
 from ..core.plans import shown
 from ..core.reading import halved
-from ..core.rundir import CHECKPOINTS, CONFIG_FILE, DATA_REPORT, JOB, RESULT, WEIGHTS
+from ..core.rundir import CHECKPOINTS, CONFIG_FILE, DATA_REPORT, RESULT, WEIGHTS
 from ..core.seal import sealed
 from ..data.batching import BatchStream, Share
 from ..data.dataset import Prepared, prepare, read_parallel
@@ -39,10 +39,11 @@ from .conclude import EXIT, conclude, resumable
 from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .hold import held
+from .job import sign, taken_up
 from .lines import say
 from .resolve import CHANGEABLE, new_config, resumed_config
 from .result import commit, has_diverged, how_it_ended, versions, write_text
-from .room import FIRST_WORDS, put_aside, put_back, room, settle
+from .room import FIRST_WORDS, put_back, room, settle
 from .runs import fixed, made_with, pick_device, started_with
 
 PREFETCH = 4  # batches made ahead of the trainer
@@ -97,7 +98,7 @@ def _main(arguments: Namespace, command_line: Sequence[str]) -> int:
         interruption.join(ranks)
         ranks.require_alike(started_with(config, resume))
         ranks.decide(lambda: stack.enter_context(held(run_dir, patience)))
-        if ranks.decide(lambda: _is_of(ranks.job, run_dir)):
+        if ranks.decide(lambda: taken_up(run_dir, ranks.job)):
             resume = True
             if ranks.decide(lambda: has_diverged(run_dir)):
                 return EXIT["diverged"]  # as it would again
@@ -159,20 +160,9 @@ def _lay_out(config: Config, run_dir: Path, data: Prepared, job: str) -> None:
     """What a run directory holds from its first update on."""
     write_text(run_dir / DATA_REPORT, json.dumps(data.report.as_dict(), indent=2, ensure_ascii=False) + "\n")
     (run_dir / RESULT).unlink(missing_ok=True)  # an earlier end's; until this one comes there is none
-    if job:
-        write_text(run_dir / JOB, job)
-    else:
-        (run_dir / JOB).unlink(missing_ok=True)
+    sign(run_dir, job)
     write_text(run_dir / CONFIG_FILE, sealed(to_yaml(config)))
     settle(run_dir)
-
-
-def _is_of(job: str, run_dir: Path) -> bool:
-    """Has an earlier attempt of this job begun to train here, or gone on? Then what is there is of it."""
-    if not job or put_aside(run_dir) or not (run_dir / CONFIG_FILE).is_file():
-        return False
-    file = run_dir / JOB
-    return file.is_file() and not set(job.encode().splitlines()).isdisjoint(file.read_bytes().splitlines())
 
 
 def _fit(trainer: Trainer, config: Config, data: Prepared, interruption: Interruption) -> Outcome:

@@ -1,11 +1,14 @@
-"""What torchrun tells a process: is it one of several, which device is its own, has it been here before?"""
+"""What torchrun tells a process: one of how many it is, which device is its own, whose attempt it is."""
 
 from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -73,6 +76,27 @@ def restarted(environment: Mapping[str, str] = os.environ) -> bool:
 def supervised(environment: Mapping[str, str] = os.environ) -> bool:
     """Does torchrun look after this process, and start all anew when one ends with another code than 0?"""
     return "TORCHELASTIC_RESTART_COUNT" in environment
+
+
+def agent_of(environment: Mapping[str, str]) -> str:
+    """The process of torchrun on this machine, which outlives its attempts; empty where there is none.
+
+    What it starts need not be this process: a script may be in between, which has torchrun's variables, too.
+    """
+    if not supervised(environment):
+        return ""
+    agent, started = os.getppid(), ""
+    with suppress(OSError, IndexError):  # elsewhere than on Linux the number of the parent must do
+        while b"\0TORCHELASTIC_RUN_ID=" in b"\0" + Path(f"/proc/{agent}/environ").read_bytes():
+            agent = int(_stat(agent)[1])
+        started = _stat(agent)[19]
+    job = environment.get("TORCHELASTIC_RUN_ID", "")
+    return f"{job} {socket.gethostname()} {agent} {started}"
+
+
+def _stat(process: int) -> list[str]:
+    """What Linux says of a process, after its name: state, parent, ...; the 20th is when it began."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
 
 
 def speaks(environment: Mapping[str, str] = os.environ) -> bool:

@@ -13,7 +13,6 @@ and leaves no word: torchrun ends the others, and may have ended this one to sta
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import threading
@@ -21,7 +20,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -49,16 +47,32 @@ class CalledOff(UserError):
 
 
 class Wait:
-    """The patience of one process. `heard`: the name of a signal that it has had, or nothing."""
+    """The patience of one process.
 
-    def __init__(self, rank: int, size: int, heard: Heard = str, longest: timedelta | None = None) -> None:
+    `heard`: the name of a signal that it has had, or nothing. `agent`: its torchrun, or nothing (`agent_of`).
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        heard: Heard = str,
+        longest: timedelta | None = None,
+        agent: Callable[[], str] = str,
+    ) -> None:
         self.rank, self.size, self.heard = rank, size, heard
         self.name = f"rank {rank} of {size}"
+        self.agent, self._agent = agent(), agent
         self._longest = (longest or LONGEST_START).total_seconds()
         self._began, self._next = time.monotonic(), NOTE
 
     def on(self, what: Callable[[], str]) -> None:
-        """Say `what` is waited for, now and then. NotMet where that has been too long."""
+        """Say `what` is waited for, now and then. NotMet where that has been too long, or torchrun is gone.
+
+        What torchrun does not look after any more would be taken for one of those that are started next.
+        """
+        if self.agent != self._agent():
+            raise NotMet(f"{self.name}: torchrun, which started this process, is gone")
         waited = time.monotonic() - self._began
         if waited >= self._longest:
             minutes = f"{self._longest / 60:.0f} minutes"
@@ -140,13 +154,12 @@ def meet(environment: Mapping[str, str], wait: Wait) -> Any:
     return store
 
 
-def call_the_roll(store: Any, wait: Wait, agent: str = "") -> tuple[str, str]:
+def call_the_roll(store: Any, wait: Wait) -> tuple[str, str]:
     """Wait until all are there; a name that only this meeting has and, on rank 0, the job's (`Roll.job`).
 
-    `agent`: see `agent_of`. CalledOff when one has been told to end, NotMet when it has been too long or they
-    are not of one run.
+    CalledOff when one has been told to end, NotMet when it has been too long or they are not of one run.
     """
-    roll = Roll(store, wait.rank, wait.size, agent)
+    roll = Roll(store, wait.rank, wait.size, wait.agent)
     outcome = ""
     try:
         while not (outcome := wait.once(roll.look, "the store of rank 0 or torchrun does not answer")):
@@ -271,24 +284,3 @@ class Roll:
 
     def _key(self, key: str, rank: int | None) -> str:
         return f"{self.name}/{key}" if rank is None else f"{self.name}/{key} {rank}"
-
-
-def agent_of(environment: Mapping[str, str]) -> str:
-    """The process of torchrun on this machine, which outlives its attempts; empty where there is none.
-
-    What it starts need not be this process: a script may be in between, which has torchrun's variables, too.
-    """
-    if not supervised(environment):
-        return ""
-    agent, started = os.getppid(), ""
-    with suppress(OSError, IndexError):  # elsewhere than on Linux the number of the parent must do
-        while b"\0TORCHELASTIC_RUN_ID=" in b"\0" + Path(f"/proc/{agent}/environ").read_bytes():
-            agent = int(_stat(agent)[1])
-        started = _stat(agent)[19]
-    job = environment.get("TORCHELASTIC_RUN_ID", "")
-    return f"{job} {socket.gethostname()} {agent} {started}"
-
-
-def _stat(process: int) -> list[str]:
-    """What Linux says of a process, after its name: state, parent, ...; the 20th is when it began."""
-    return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()

@@ -44,8 +44,8 @@ from torch import Tensor
 from ..core.errors import ConfigError, UserError
 from ..core.signals import hangup_interrupts
 from .connections import probe_connections
-from .launch import launched, require_launch
-from .meeting import LONGEST_CONNECTING, Heard, Wait, agent_of, call_the_roll, meet
+from .launch import agent_of, launched, require_launch
+from .meeting import LONGEST_CONNECTING, Heard, Wait, call_the_roll, meet
 
 T = TypeVar("T")
 
@@ -275,11 +275,12 @@ def open_ranks(
     warnings.filterwarnings("ignore", message=r"var\(\): degrees of freedom")
     ranks = Processes(int(environment["RANK"]), size)
     with ranks._reaching(), hangup_interrupts():
-        wait = Wait(ranks.rank, size, heard)
+        agent = partial(agent_of, environment)
+        wait = Wait(ranks.rank, size, heard, agent=agent)
         store = meet(environment, wait)
-        name, ranks.job = call_the_roll(store, wait, agent_of(environment))
+        name, ranks.job = call_the_roll(store, wait)
         ranks._store = torch.distributed.PrefixStore(name, store)  # type: ignore[attr-defined]
-        wait = Wait(ranks.rank, size, heard, LONGEST_CONNECTING)
+        wait = Wait(ranks.rank, size, heard, LONGEST_CONNECTING, agent)
         wait.once(partial(_connect, backend, ranks), "all have come and are not yet connected")
     probe_connections(LONGEST_SILENCE)
     yield ranks
