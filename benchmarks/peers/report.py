@@ -10,6 +10,9 @@ Translation: test2016, in batches of 64 sentences of like length, each forced to
 16 pieces, or 15 and EOS in a system that always ends in one. One batch goes before the clock starts.
 `start-up`, seconds from the start of the process to its first batch, model and text read.
 
+`of others`: their share of the processors' time that was asked for while the process ran: other processes,
+and what the host of a virtual machine gave to another one; median of the rounds.
+
 `ours x`: how many times as fast the first system is, the median of the rounds' own ratios, since only what
 ran in the same round saw the same machine.
 
@@ -50,7 +53,8 @@ class Trial(NamedTuple):
 
     def summary(self) -> str:
         rates = [f"{self.found[name]:,.1f}" for name in speeds(self.task)]
-        return f"{' and '.join(rates)} {'target tokens/s' if self.task == 'train' else 'sentences/s'}"
+        told = f"{' and '.join(rates)} {'target tokens/s' if self.task == 'train' else 'sentences/s'}"
+        return told + (f", {self.found['others']:.0%} of others" if "others" in self.found else "")
 
 
 class Column(NamedTuple):
@@ -71,11 +75,13 @@ COLUMNS = {
         Column("parameters", "parameters, M", ",.2f", 1e-6),
         Column("seconds_to_first_update", "first update, s", ".1f"),
         Column("peak_bytes", "memory, GiB", ".2f", 1 / GIB),
+        Column("others", "of others", ".0%"),
     ],
     "translate": [
         *(Column(f"sentences_per_second_beam_{b}", f"beam {b}, sentences/s", ",.1f") for b in BEAMS),
         Column("seconds_to_ready", "start-up, s", ".1f"),
         Column("peak_bytes", "memory, GiB", ".2f", 1 / GIB),
+        Column("others", "of others", ".0%"),
     ],
 }
 TITLES = {"train": "training", "translate": "translation"}

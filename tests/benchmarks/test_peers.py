@@ -474,3 +474,36 @@ def test_peers_drop_where_this_toolkit_does_and_take_no_slow_attention_in_bf16()
         with same_work.attention(task):
             assert flags() is flash
         assert flags() is True
+
+
+def test_others_have_what_is_asked_for_and_the_children_do_not_get() -> None:
+    from benchmarks.peers.others import Spent
+
+    before = Spent(wanted=100.0, own=10.0)
+    assert before.others(Spent(wanted=110.0, own=18.0)) == pytest.approx(0.2)
+    assert [before.others(each) for each in (before, Spent(110.0, 21.0), Spent(110.0, 10.0))] == [0, 0, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/stat")
+def test_a_process_s_own_time_is_not_of_others() -> None:
+    """It is the only one here that computes for a while, or another one does: never more than all."""
+    from benchmarks.peers.others import Spent
+
+    before = Spent.now()
+    driver().Runner(1, 0, 60.0).process(
+        [sys.executable, "-c", "while __import__('time').process_time() < 1: 0"], "x"
+    )
+    after = Spent.now()
+    assert before
+    assert after
+    assert 1.0 <= after.own - before.own < 2.0
+    assert after.wanted - before.wanted > 0.9
+
+
+def test_a_trial_in_which_others_had_much_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = driver().jobs(1, ["small"], ["train"], ["ours"])[0]
+    for shares, kept in (([0.02], 0.02), ([0.5, 0.01], 0.01), ([0.4, 0.3, 0.6, 0.0], 0.3)):
+        runner, left = driver().Runner(1, 0, 60.0, calm=0.05, tries=3), iter(shares)
+        monkeypatch.setattr(runner, "needs", lambda _: (None, None, None))
+        monkeypatch.setattr(runner, "adapter", lambda *_, left=left: {"others": next(left)})
+        assert runner(job) == {"others": kept}
