@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -119,8 +120,11 @@ def replaced(bench: Bench, tries: int) -> Row:
         goes.wait()
         comes = Machine(argv, texts[2], port)
         code = comes.wait()
-        if code or OURS in stays.text() + comes.text():
-            row.add("UNCLEAR", f"exit code {code}: {stays.text()[-700:]} | {comes.text()[-700:]}")
+        log = (run / "log.txt").read_text() if (run / "log.txt").exists() else ""
+        again = max(map(int, re.findall(r"resumed after update (\d+)", log)), default=0)
+        if code or OURS in stays.text() + comes.text() or again < target:
+            said = f"{stays.text()[-700:]} | {comes.text()[-700:]}"
+            row.add("UNCLEAR", f"exit code {code}, resumed after {again} of {target}: {said}")
             stays.wait()
             continue
         pair.judge(stays, run, row)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from .core.signals import end_quietly
 from .core.streams import show
+from .training.launch import know_torchrun
 
 COMMANDS = {
     "train": "train a model, or go on with a run",
@@ -39,6 +40,8 @@ def program(*first: str) -> int:
     end_quietly()
     if sys.stderr is not None:  # closed by the shell
         faulthandler.enable()
+    if "RANK" in os.environ:
+        know_torchrun()
     code = main([*first, *sys.argv[1:]])
     if "RANK" in os.environ:
         for stream in filter(None, (sys.stdout, sys.stderr)):

@@ -135,8 +135,16 @@ def test_another_torchrun_is_another_job(
     assert train([config, "--run-dir", str(ours)]) == 0
 
 
+MACHINES = {
+    "replaced, one after the other": (["anew\nother", "anew\nlast"], "anew\nlast\none\nother"),
+    "gone, and back when the last one goes": (["one", "other"], "one\nother"),
+}
+
+
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]])
-def test_a_job_all_of_whose_machines_are_replaced_one_after_the_other_is_the_same(
+@pytest.mark.parametrize("case", MACHINES)
+def test_a_job_is_the_same_with_other_machines(
+    case: str,
     flags: list[str],
     run: Path,
     config: str,
@@ -144,17 +152,17 @@ def test_a_job_all_of_whose_machines_are_replaced_one_after_the_other_is_the_sam
     attempt: Attempt,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where it is lost between the two, before the run is loaded."""
-    ours, command = copied(run, tmp_path / "run"), [config, "--run-dir", str(tmp_path / "run"), *flags]
+    """Also where an attempt is lost before the run is loaded."""
+    ours, (jobs, signed) = copied(run, tmp_path / "run"), MACHINES[case]
     (ours / JOB).write_text("one\nother")
-    for number, (job, code) in enumerate([("anew\nother", 1), ("anew\nlast", 0)]):
+    for number, (job, code) in enumerate(zip(jobs, (1, 0), strict=True)):
         attempt(number)
         with monkeypatch.context() as patch:
-            patch.setattr("transformer.training.ranks.agent_of", lambda _, job=job: job)
+            patch.setattr("transformer.training.ranks.job_of", lambda _, job=job: job)
             if code:
                 patch.setattr("transformer.cli.train.prepare", lost)
-            assert train(command) == code
-        assert (ours / JOB).read_text() == job
+            assert train([config, "--run-dir", str(ours), *flags]) == code
+    assert (ours / JOB).read_text() == signed
     assert "resumed after update 10" in (ours / "log.txt").read_text()
 
 

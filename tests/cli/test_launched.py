@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,20 +139,40 @@ def test_a_process_that_waits_for_the_others_says_so_and_ends_with_a_signal(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_whose_torchrun_is_gone_does_not_wait_for_the_others(config: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["while it imports", "while it waits"])
+def test_a_process_whose_torchrun_is_gone_does_not_wait_for_the_others(
+    when: str, config: str, tmp_path: Path
+) -> None:
+    """It would be taken for one of those that are started next."""
     agent = "import subprocess, sys; subprocess.run(sys.argv[1:])"
-    command = [sys.executable, "-c", STARTS, config, "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    # Says that torch is asked for, and waits until its parent is another one.
+    importing = (
+        "import os, sys, time\nclass Late:\n def find_spec(self, name, *_):\n"
+        "  if name == 'torch' and first:\n"
+        "   first.clear(); print('importing', file=sys.stderr, flush=True)\n"
+        "   while os.getppid() == parent: time.sleep(0.05)\n"
+        "first, parent = [1], os.getppid()\nsys.meta_path.insert(0, Late())\n"
+        "from transformer.__main__ import program\nsys.exit(program('train'))"
+    )
+    source = importing if when == "while it imports" else STARTS
+    command = [sys.executable, "-c", source, config, "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
     variables = {**TWO, "RANK": "0", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RESTART_COUNT": "0"}
     with subprocess.Popen(
         [sys.executable, "-c", agent, *command],
         env=os.environ | variables,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     ) as torchrun:
-        assert torchrun.stderr is not None
-        assert "rank 0 of 2: " in torchrun.stderr.readline()
-        torchrun.kill()
-        said = torchrun.communicate(timeout=60)[1]  # to the end of both
+        try:
+            assert torchrun.stderr is not None
+            first = torchrun.stderr.readline()
+            torchrun.kill()
+            said = torchrun.communicate(timeout=60)[1]  # to the end of both
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(torchrun.pid, signal.SIGKILL)
+    assert first.startswith("importing" if when == "while it imports" else "rank 0 of 2: ")
     assert "error: rank 0 of 2: torchrun, which started this process, is gone" in said
     assert not (tmp_path / "run").exists()
 

@@ -12,6 +12,7 @@ import pytest
 import transformer.cli.hold as hold_module
 import transformer.cli.train as train_module
 from transformer.cli.train import main as train
+from transformer.core.rundir import JOB
 from transformer.training.logbook import Logbook
 from transformer.training.trainer import Trainer
 
@@ -83,6 +84,18 @@ def test_a_signal_while_a_run_of_torchruns_is_resumed_ends_it_with_0(
     assert (result["status"], result["updates"]) == ("interrupted", updates)
     assert train(["--resume", str(interrupted)]) == 0
     assert json.loads((interrupted / "result.json").read_text())["status"] == "completed"
+
+
+def test_a_machine_that_takes_another_ones_place_ends_with_0_too(
+    config: str, interrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To its torchrun this is the first attempt; the run is its job's."""
+    (interrupted / JOB).write_text("one\nother")
+    monkeypatch.setattr("transformer.training.ranks.job_of", lambda _: "one\nanew")
+    called = signalling(monkeypatch, train_module, "prepare")
+    assert train([config, "--run-dir", str(interrupted)]) == 0
+    assert called
+    assert json.loads((interrupted / "result.json").read_text())["status"] == "interrupted"
 
 
 ENDING = [

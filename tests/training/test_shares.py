@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from typing import Any
@@ -12,11 +11,20 @@ import pytest
 import torch
 from pairs import ONCE, extras, plan
 
+import transformer.training.launch as launch
 from transformer import Transformer
 from transformer.data.batching import Batch, BatchStream, Share, collate, no_pairs
 from transformer.data.encoded import EncodedCorpus
 from transformer.training.config import TrainConfig
-from transformer.training.launch import agent_of, launched, own_device, restarted, speaks
+from transformer.training.launch import (
+    job_of,
+    know_torchrun,
+    launched,
+    own_device,
+    restarted,
+    speaks,
+    torchrun_is_gone,
+)
 from transformer.training.layouts import Whole, refusals
 from transformer.training.passes import Passes
 from transformer.training.ranks import Ranks
@@ -118,21 +126,47 @@ def test_the_environment_of_torchrun_is_read() -> None:
     assert [own_device("cpu", first), own_device("auto", {})] == ["cpu", "auto"]
 
 
-def test_a_torchrun_is_its_process_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = {"TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_RUN_ID": "none"}
-    here = agent_of(environment)
-    assert here == agent_of({**environment, "TORCHELASTIC_RESTART_COUNT": "1", "RANK": "1"})
-    assert here.startswith(f"none {socket.gethostname()} {os.getppid()}")
-    assert agent_of({"RANK": "1", "WORLD_SIZE": "2"}) == ""
+TORCHRUN = {"TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_RUN_ID": "none"}
+
+
+def test_a_torchrun_is_known_by_the_directory_that_it_makes_for_itself() -> None:
+    def of(folder: str, attempt: int = 0, rank: int = 0) -> str:
+        return job_of(
+            {**TORCHRUN, "TORCHELASTIC_ERROR_FILE": f"{folder}/attempt_{attempt}/{rank}/error.json"}
+        )
+
+    assert of("/tmp/e_1/none_a") == of("/tmp/e_1/none_a", 12, 3) == "/tmp/e_1/none_a"
+    assert len({of("/tmp/e_1/none_a"), of("/tmp/e_1/none_b"), of("/tmp/attempt_0/none_a")}) == 3
+    assert of("/a\nb\udc80").splitlines() == ["/a\\nb\\udc80"]
+
+
+def test_a_torchrun_that_makes_none_is_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {**TORCHRUN, "TORCHELASTIC_ERROR_FILE": os.devnull}
+    here = job_of(environment)
+    assert here == job_of({**environment, "TORCHELASTIC_RESTART_COUNT": "1", "RANK": "1"})
+    assert here.startswith(f"none process {os.getppid()}")
+    assert job_of({"RANK": "1", "WORLD_SIZE": "2"}) == ""
     monkeypatch.setattr(os, "getppid", lambda: 11)
-    assert agent_of(environment) != here
+    assert job_of(environment) != here
+    monkeypatch.setattr(os, "getppid", lambda: 0)
+    assert job_of(environment) == "", "any torchrun outside of a container has that number"
+
+
+def test_torchrun_is_gone_when_another_process_looks_after_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_known", {})
+    know_torchrun()
+    assert not torchrun_is_gone()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getppid", lambda: 1)
+        assert torchrun_is_gone()
+    monkeypatch.setattr(launch, "_torchrun", lambda: os.stat("x" * 300))
+    assert not torchrun_is_gone(), "it cannot be told"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_a_script_between_torchrun_and_a_process_is_not_the_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = {"TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_RUN_ID": "none"}
-    with subprocess.Popen(["sleep", "60"], env={**os.environ, **environment}) as script:
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, **TORCHRUN}) as script:
         monkeypatch.setattr(os, "getppid", lambda: script.pid)
-        between = agent_of(environment)
+        between = job_of(TORCHRUN)
         script.kill()
-    assert between.split()[2] == str(os.getpid())
+    assert between.startswith(f"none process {os.getpid()} ")

@@ -39,7 +39,7 @@ from .conclude import EXIT, conclude, resumable
 from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .hold import held
-from .job import sign, taken_up
+from .job import is_of, sign, taken_up
 from .lines import say
 from .resolve import CHANGEABLE, new_config, resumed_config
 from .result import commit, has_diverged, how_it_ended, versions, write_text
@@ -75,9 +75,8 @@ def _main(arguments: Namespace, command_line: Sequence[str]) -> int:
     resume = arguments.resume is not None
     if resume and arguments.overwrite:
         raise ConfigError("--overwrite starts again, --resume goes on: give one of the two")
-    patience = RELEASE if restarted() else 0.0
     if resume and not arguments.check:
-        put_back(arguments.resume, patience or SPEAKING * launched())  # one rank does it, the others wait
+        put_back(arguments.resume, _patience() or SPEAKING * launched())  # one rank does it, the others wait
     overrides = arguments.overrides
     config = (
         resumed_config(arguments.resume, overrides) if resume else new_config(arguments.config, overrides)
@@ -97,14 +96,23 @@ def _main(arguments: Namespace, command_line: Sequence[str]) -> int:
     with interruption, ranks_of as ranks, ExitStack() as stack:
         interruption.join(ranks)
         ranks.require_alike(started_with(config, resume))
-        ranks.decide(lambda: stack.enter_context(held(run_dir, patience)))
+        ranks.decide(lambda: stack.enter_context(held(run_dir, _patience(is_of(run_dir, ranks.job)))))
         if ranks.decide(lambda: taken_up(run_dir, ranks.job)):
             resume = True
+            interruption.begin()
             if ranks.decide(lambda: has_diverged(run_dir)):
                 return EXIT["diverged"]  # as it would again
         if not resume:
             ranks.decide(lambda: stack.enter_context(room(run_dir, arguments.overwrite)))
         return train(config, run_dir, device, resume, command_line, interruption)
+
+
+def _patience(again: bool = False) -> float:
+    """Seconds to wait for the lock. `again`: an earlier attempt of this job has trained there.
+
+    A machine that has taken the place of another one is started for the first time.
+    """
+    return RELEASE if again or restarted() else 0.0
 
 
 def train(

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from ..core.errors import ConfigError, Problem
 
@@ -78,20 +75,55 @@ def supervised(environment: Mapping[str, str] = os.environ) -> bool:
     return "TORCHELASTIC_RESTART_COUNT" in environment
 
 
-def agent_of(environment: Mapping[str, str]) -> str:
-    """The process of torchrun on this machine, which outlives its attempts; empty where there is none.
+def job_of(environment: Mapping[str, str] = os.environ) -> str:
+    """The torchrun that started this process, the same in all of its attempts; empty where there is none.
 
-    What it starts need not be this process: a script may be in between, which has torchrun's variables, too.
+    It is known by the directory that it makes for itself, `TORCHELASTIC_ERROR_FILE` up to the attempt, which
+    scripts and containers in between hand on. Where it is told to make none (`--log-dir /dev/null`) it is
+    known by its process.
     """
     if not supervised(environment):
         return ""
-    agent, started = os.getppid(), ""
-    with suppress(OSError, IndexError):  # elsewhere than on Linux the number of the parent must do
-        while b"\0TORCHELASTIC_RUN_ID=" in b"\0" + Path(f"/proc/{agent}/environ").read_bytes():
-            agent = int(_stat(agent)[1])
-        started = _stat(agent)[19]
-    job = environment.get("TORCHELASTIC_RUN_ID", "")
-    return f"{job} {socket.gethostname()} {agent} {started}"
+    own = re.match(r"(.+)[/\\]attempt_[0-9]+[/\\]", environment.get("TORCHELASTIC_ERROR_FILE", ""), re.DOTALL)
+    if own:
+        return own[1].encode("unicode_escape").decode()  # in one line
+    process, since = _torchrun(), ""
+    if not process:  # it is outside of this container
+        return ""
+    with suppress(FileNotFoundError):  # elsewhere than on Linux
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        since = f" of boot {boot}, {_stat(process)[19]}"
+    return f"{environment.get('TORCHELASTIC_RUN_ID', '')} process {process}{since}"
+
+
+def know_torchrun() -> int:
+    """The process of torchrun that started this one, as when this was first called.
+
+    For programs, before they import anything heavy: when that is done it may be gone.
+    """
+    if os.getpid() not in _known:
+        _known[os.getpid()] = _torchrun()
+    return _known[os.getpid()]
+
+
+def torchrun_is_gone() -> bool:
+    """Has it ended, so that nobody looks after this process any more?"""
+    try:
+        return know_torchrun() != _torchrun()
+    except OSError:  # such as too many open files
+        return False
+
+
+_known: dict[int, int] = {}  # by the process that asked: a fork has another one
+
+
+def _torchrun() -> int:
+    """What it starts need not be this process: a script may be in between, which has its variables, too."""
+    process = os.getppid()
+    with suppress(FileNotFoundError, PermissionError, ProcessLookupError):  # another's, or not on Linux
+        while b"\0TORCHELASTIC_RUN_ID=" in b"\0" + Path(f"/proc/{process}/environ").read_bytes():
+            process = int(_stat(process)[1])
+    return process
 
 
 def _stat(process: int) -> list[str]:
@@ -106,7 +138,11 @@ def speaks(environment: Mapping[str, str] = os.environ) -> bool:
 
 def own_device(name: str, environment: Mapping[str, str] = os.environ) -> str:
     """`auto` and `cuda` of one of several processes: the device of its own; else the name itself."""
-    if not launched(environment) or name not in ("auto", "cuda") or not torch.cuda.is_available():
+    if not launched(environment) or name not in ("auto", "cuda"):
+        return name
+    import torch  # here, since programs ask other things of this module before they import anything heavy
+
+    if not torch.cuda.is_available():
         return name
     processes, there = int(environment.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > there:

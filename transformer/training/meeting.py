@@ -49,7 +49,7 @@ class CalledOff(UserError):
 class Wait:
     """The patience of one process.
 
-    `heard`: the name of a signal that it has had, or nothing. `agent`: its torchrun, or nothing (`agent_of`).
+    `heard`: the name of a signal that it has had, or nothing. `lost`: is the torchrun gone that started it?
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Wait:
         size: int,
         heard: Heard = str,
         longest: timedelta | None = None,
-        agent: Callable[[], str] = str,
+        lost: Callable[[], bool] = bool,
     ) -> None:
         self.rank, self.size, self.heard = rank, size, heard
         self.name = f"rank {rank} of {size}"
-        self.agent, self._agent = agent(), agent
+        self._lost = lost
         self._longest = (longest or LONGEST_START).total_seconds()
         self._began, self._next = time.monotonic(), NOTE
 
@@ -71,7 +71,7 @@ class Wait:
 
         What torchrun does not look after any more would be taken for one of those that are started next.
         """
-        if self.agent != self._agent():
+        if self._lost():
             raise NotMet(f"{self.name}: torchrun, which started this process, is gone")
         waited = time.monotonic() - self._began
         if waited >= self._longest:
@@ -154,12 +154,13 @@ def meet(environment: Mapping[str, str], wait: Wait) -> Any:
     return store
 
 
-def call_the_roll(store: Any, wait: Wait) -> tuple[str, str]:
+def call_the_roll(store: Any, wait: Wait, job: str = "") -> tuple[str, str]:
     """Wait until all are there; a name that only this meeting has and, on rank 0, the job's (`Roll.job`).
 
-    CalledOff when one has been told to end, NotMet when it has been too long or they are not of one run.
+    `job`: see `job_of`. CalledOff when one has been told to end, NotMet when it has been too long or they are
+    not of one run.
     """
-    roll = Roll(store, wait.rank, wait.size, wait.agent)
+    roll = Roll(store, wait.rank, wait.size, job)
     outcome = ""
     try:
         while not (outcome := wait.once(roll.look, "the store of rank 0 or torchrun does not answer")):
@@ -187,12 +188,12 @@ def call_the_roll(store: Any, wait: Wait) -> tuple[str, str]:
 class Roll:
     """A roll call in a store, as one process sees it. Any call lasts for as long as the store is silent."""
 
-    def __init__(self, store: Any, rank: int, size: int, agent: str = "") -> None:
+    def __init__(self, store: Any, rank: int, size: int, job: str = "") -> None:
         self._store, self._rank, self._size = store, rank, size
-        self._own = f"{size} {uuid4().hex} {agent}"
+        self._own = f"{size} {uuid4().hex} {job}"
         self._taken = False  # another process has answered this call as the same rank
         self._seen = rank == 0  # rank 0 has seen this one's answer, so it is alive
-        self._here = {rank: agent}  # rank 0 learns who has answered
+        self._here = {rank: job}  # rank 0 learns who has answered
         self.name = ""
 
     @property

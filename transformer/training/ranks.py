@@ -44,7 +44,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, UserError
 from ..core.signals import hangup_interrupts
 from .connections import probe_connections
-from .launch import agent_of, launched, require_launch
+from .launch import job_of, launched, require_launch, supervised, torchrun_is_gone
 from .meeting import LONGEST_CONNECTING, Heard, Wait, call_the_roll, meet
 
 T = TypeVar("T")
@@ -256,7 +256,7 @@ def open_ranks(
     require_launch(environment)
     if not launched(environment):
         alone = Ranks()
-        alone.job = agent_of(environment)
+        alone.job = job_of(environment)
         yield alone
         return
     if not torch.distributed.is_available():
@@ -275,12 +275,12 @@ def open_ranks(
     warnings.filterwarnings("ignore", message=r"var\(\): degrees of freedom")
     ranks = Processes(int(environment["RANK"]), size)
     with ranks._reaching(), hangup_interrupts():
-        agent = partial(agent_of, environment)
-        wait = Wait(ranks.rank, size, heard, agent=agent)
+        lost = torchrun_is_gone if supervised(environment) else bool
+        wait = Wait(ranks.rank, size, heard, lost=lost)
         store = meet(environment, wait)
-        name, ranks.job = call_the_roll(store, wait)
+        name, ranks.job = call_the_roll(store, wait, job_of(environment))
         ranks._store = torch.distributed.PrefixStore(name, store)  # type: ignore[attr-defined]
-        wait = Wait(ranks.rank, size, heard, LONGEST_CONNECTING, agent)
+        wait = Wait(ranks.rank, size, heard, LONGEST_CONNECTING, lost)
         wait.once(partial(_connect, backend, ranks), "all have come and are not yet connected")
     probe_connections(LONGEST_SILENCE)
     yield ranks
