@@ -65,6 +65,11 @@ class Column(NamedTuple):
     form: str
     scale: float = 1.0
 
+    @property
+    def is_rate(self) -> bool:
+        """Does it get a range and a ratio?"""
+        return "per_second" in self.key
+
 
 COLUMNS = {
     "train": [
@@ -88,8 +93,8 @@ TITLES = {"train": "training", "translate": "translation"}
 
 
 def speeds(task: str) -> list[str]:
-    """Keys of the numbers that are rates: they get a range and a ratio."""
-    return [column.key for column in COLUMNS[task] if "per_second" in column.key]
+    """Keys of the numbers that are rates."""
+    return [column.key for column in COLUMNS[task] if column.is_rate]
 
 
 def tables(trials: Sequence[Trial], systems: Sequence[str]) -> str:
@@ -103,15 +108,17 @@ def table(trials: Sequence[Trial], systems: Sequence[str], shape: str, task: str
         name: [t for t in trials if (t.shape, t.task, t.system) == (shape, task, name)] for name in systems
     }
     first = next(iter(here))
+    found = [trial.found for own in here.values() for trial in own]
+    columns = [c for c in COLUMNS[task] if c.is_rate or any(c.key in each for each in found)]
     head = ["system"]
-    for column in COLUMNS[task]:
-        head += [column.title, f"{first} x"] if column.key in speeds(task) else [column.title]
+    for column in columns:
+        head += [column.title, f"{first} x"] if column.is_rate else [column.title]
     yield f"### {shape}, {TITLES[task]}\n"
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
     for name, own in here.items():
         if own:
-            yield "| " + " | ".join([f"`{name}`", *cells(own, here[first], task, len(head) - 1)]) + " |"
+            yield "| " + " | ".join([f"`{name}`", *cells(own, here[first], columns, len(head) - 1)]) + " |"
     for name, own in here.items():
         for kind in dict.fromkeys(kind for trial in own for kind in trial.found.get("limits", ())):
             limits = [
@@ -119,7 +126,7 @@ def table(trials: Sequence[Trial], systems: Sequence[str], shape: str, task: str
                 for trial in own
                 if kind in trial.found.get("limits", ())
             ]
-            row = [f"limit, {kind} (`{name}`)", *cells(limits, own, task, len(head) - 1)]
+            row = [f"limit, {kind} (`{name}`)", *cells(limits, own, columns, len(head) - 1)]
             yield "| " + " | ".join(row) + " |"
 
 
@@ -158,17 +165,17 @@ def summary(trials: Sequence[Trial], systems: Sequence[str]) -> str:
     return f"### How many times as fast `{first}` is\n\n" + "\n".join(lines)
 
 
-def cells(own: Sequence[Trial], first: Sequence[Trial], task: str, width: int) -> list[str]:
+def cells(own: Sequence[Trial], first: Sequence[Trial], columns: Sequence[Column], width: int) -> list[str]:
     if failures := [trial.failure for trial in own if trial.failure]:
         return [f"could not be run: {failures[0].replace('|', '/')}", *[""] * (width - 1)]
     row = []
-    for column in COLUMNS[task]:
+    for column in columns:
         values = [trial.found[column.key] * column.scale for trial in own if column.key in trial.found]
         if not values:
-            row += [""] * (2 if column.key in speeds(task) else 1)
+            row += [""] * (2 if column.is_rate else 1)
             continue
         shown = format(statistics.median(values), column.form)
-        if column.key not in speeds(task):
+        if not column.is_rate:
             row.append(shown)
             continue
         if len(values) > 1:
