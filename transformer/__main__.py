@@ -29,6 +29,8 @@ COMMANDS = {
     "docs": "write the generated tables of the documentation",
 }
 
+ALONE = {"translate", "study", "export", "average", "data"}  # several of these would get in each other's way
+
 
 def program(*first: str) -> int:
     """`main` of a process of its own: with what stands on its command line, after `first`.
@@ -62,6 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .core.registry import unknown
 
         print(f"error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
+        return 2
+    size = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    if name in ALONE and size != "1":
+        told = (
+            f"error: {name}: RANK and WORLD_SIZE say that this is one of {size} processes, which would read"
+        )
+        told += " and write the same; start one, without torchrun, or unset the two"
+        print(f"{told} (--processes N starts more)" if name == "translate" else told, file=sys.stderr)
         return 2
     try:
         command = importlib.import_module(f".cli.{name}", __package__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,8 @@ from transformer.cli.hold import held
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
 from transformer.core.errors import CheckpointError, ConfigError
+from transformer.core.holding import require_held
+from transformer.training.trainer import Trainer
 
 
 def test_a_second_training_is_refused_with_who_holds_the_directory(
@@ -140,3 +144,42 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"), held(tmp_path / "file"):
         pass
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["removed", "another's"])
+def test_who_has_lost_the_lock_writes_nothing_more(
+    anew: bool,
+    config: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ours, step = tmp_path / "run", Trainer.step
+
+    def losing(trainer: Trainer, batches: Any) -> None:
+        step(trainer, batches)
+        if trainer.progress.update == 7:
+            (ours / "run.lock").unlink()
+            if anew:
+                (ours / "run.lock").write_text("another process")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", losing)
+        assert train([config, "--run-dir", str(ours)]) == 1
+    told = capsys.readouterr().err
+    assert f"error: {ours / 'run.lock'} has been removed or replaced" in told
+    assert f"--resume {ours} goes on after update 5" in told
+    manifest = json.loads((ours / "checkpoints" / "last" / "manifest.json").read_text())
+    assert manifest["update"] == 5
+    assert not (ours / "result.json").exists()
+    assert (ours / "run.lock").exists() == anew
+
+
+def test_what_lies_elsewhere_asks_for_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "held").mkdir()
+    with held(tmp_path / "held"):
+        (tmp_path / "held" / "run.lock").unlink()
+        require_held(tmp_path / "other" / "model.safetensors")
+        with pytest.raises(CheckpointError, match="is not written"):
+            require_held(tmp_path / "held" / "checkpoints" / "last")
+    require_held(tmp_path / "held" / "checkpoints" / "last")

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import transformer.training.meeting as meeting
+from transformer.__main__ import main as toolkit
 from transformer.cli.train import main as train
 from transformer.training.launch import require_launch
 from transformer.training.meeting import CalledOff, NotMet, Roll, Wait, call_the_roll, meet
@@ -85,6 +86,20 @@ def test_all_that_a_launcher_has_wrong_is_told_at_once_before_anything_is_read(
 )
 def test_what_torchrun_sets_and_what_says_nothing_of_processes_is_right(variables: dict[str, str]) -> None:
     require_launch(variables)
+
+
+@pytest.mark.parametrize("name", ["translate", "study", "export", "average", "data"])
+def test_what_is_one_process_is_not_started_several_times(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two that read one standard input got a part of the lines each."""
+    for variable, value in {**TWO, "RANK": "1"}.items():
+        monkeypatch.setenv(variable, value)
+    assert toolkit([name, "--help"]) == 2
+    assert f"error: {name}: RANK and WORLD_SIZE say that this is one of 2" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(SystemExit, match="0"):
+        toolkit([name, "--help"])
 
 
 def free_port() -> int:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,7 +20,8 @@ from transformer.cli.command import command
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 Capture = pytest.CaptureFixture[str]
 full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 
@@ -183,3 +185,44 @@ def started(body: str, stdin: int | None = None, stdout: int | None = None) -> s
         "sys.exit(command(run)([]))"
     )
     return subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, stdin=stdin, stdout=stdout)
+
+
+def test_what_a_console_has_no_sign_for_is_escaped(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(taken, encoding="ascii"))
+    assert train([config, "--check", "--run-dir", str(tmp_path / "müde")]) == 0
+    assert f"run_dir: {tmp_path}/m\\xfcde\n".encode() in taken.getvalue()
+
+
+@pytest.mark.usefixtures("starts_warm")
+def test_a_file_is_not_translated_into_itself(run: Path, folder: Path, tmp_path: Path) -> None:
+    """Also where the shell has opened it: what is emptied before it is read is lost."""
+    text = tmp_path / "text"
+    shutil.copy(folder / "valid.en", text)
+    before, command = text.read_bytes(), [sys.executable, str(ROOT / "translate.py"), str(run)]
+
+    def translated(source: int, target: int, *more: str) -> int:
+        streams = {"stdin": source, "stdout": target, "stderr": subprocess.DEVNULL}
+        return subprocess.run([*command, *more], **streams, env=ENVIRONMENT, timeout=60).returncode  # type: ignore[call-overload,no-any-return]
+
+    with open(text, "rb") as source, open(text, "ab") as same:
+        assert translated(source.fileno(), subprocess.DEVNULL, "--output", str(text)) == 2
+        assert translated(source.fileno(), same.fileno()) == 2
+        assert text.read_bytes() == before
+        assert translated(source.fileno(), subprocess.DEVNULL, "--output", str(tmp_path / "other")) == 0
+    assert (tmp_path / "other").read_bytes().count(b"\n") == before.count(b"\n")
+    assert translated(subprocess.DEVNULL, subprocess.DEVNULL, "--output", os.devnull) == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "checkpoints/best.safetensors"])
+def test_translations_do_not_take_the_place_of_the_run(
+    name: str, run: Path, folder: Path, capsys: Capture
+) -> None:
+    before = (run / name).read_bytes()
+    assert translate([str(run), "--input", str(folder / "valid.en"), "--output", str(run / name)]) == 2
+    assert "a run keeps such a file there" in capsys.readouterr().err
+    assert (run / name).read_bytes() == before
+    assert translate([str(run), "--input", str(folder / "valid.en"), "--output", str(run / "hyp.txt")]) == 0
+    (run / "hyp.txt").unlink()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,6 +168,8 @@ def test_torchrun_is_gone_when_another_process_looks_after_this_one(monkeypatch:
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_a_script_between_torchrun_and_a_process_is_not_the_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen(["sleep", "60"], env={**os.environ, **TORCHRUN}) as script:
+        while b"TORCHELASTIC" not in Path(f"/proc/{script.pid}/environ").read_bytes():
+            time.sleep(0.01)  # it is just becoming what it is
         monkeypatch.setattr(os, "getppid", lambda: script.pid)
         between = job_of(TORCHRUN)
         script.kill()

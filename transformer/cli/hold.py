@@ -1,5 +1,6 @@
 """One training at a time in a run directory: a locked file that says who holds it.
 
+What is written later asks whether the file is still the locked one (`core/holding.py`).
 The system takes the lock back when its process is gone, however it went, and with it what it was just
 starting: until that is a program of its own it has a copy of the lock. Readers do not ask for it.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from ..core.disk import not_through_a_link
 from ..core.errors import CheckpointError, ConfigError
+from ..core.holding import holding, is_held
 from ..core.rundir import LOCK
 from .lines import say
 
@@ -46,7 +48,8 @@ def held(run_dir: Path, patience: float = 0.0) -> Iterator[None]:
     try:
         with suppress(OSError):  # on a full disk it is locked and says nothing
             _sign(descriptor)
-        yield
+        with holding(run_dir, descriptor):
+            yield
     finally:
         _release(path, descriptor)
 
@@ -72,16 +75,16 @@ def _locked(path: Path, deadline: float) -> int:
         except OSError as error:
             say(f"note: {path} cannot be locked ({error.strerror}); see that no second process trains there")
             return descriptor
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
+        if is_held(path, descriptor):
+            return descriptor
         os.close(descriptor)
 
 
 def _release(path: Path, descriptor: int) -> None:
-    """Remove the file while it is still locked: then it cannot be another's."""
+    """Remove the file while it is still locked: then it cannot be another's, unless this one was removed."""
     with suppress(OSError):
-        path.unlink()
+        if is_held(path, descriptor):
+            path.unlink()
     os.close(descriptor)
 
 

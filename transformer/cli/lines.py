@@ -9,12 +9,13 @@ import gzip
 import json
 import math
 import os
+import stat
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from ..core.errors import ConfigError, DataError
 from ..core.streams import STDOUT, written
@@ -63,6 +64,28 @@ def output(path: str | None) -> Iterator[BinaryIO]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with _created(path) as file:
             yield file
+
+
+def require_apart(output: str | None, read: Sequence[str | None]) -> None:
+    """ConfigError where lines would go to a file that something is read from; `read` begins with the input.
+
+    None and `-` are the standard streams, which the shell may have taken from files.
+    """
+    there = _file_of(output, sys.stdout)
+    if there is None:
+        return
+    what = "standard output" if output in (None, "-") else f"--output {output}"
+    inputs = [_file_of(path, sys.stdin) for path in (read[0] or "-", *read[1:]) if path is not None]
+    if any(each is not None and os.path.samestat(there, each) for each in inputs):
+        raise ConfigError(f"{what} would overwrite what is read; choose another file")
+
+
+def _file_of(path: str | None, stream: TextIO) -> os.stat_result | None:
+    """The file of that name, or of a standard stream; None for what is none: a terminal, a pipe, nothing."""
+    with suppress(OSError, ValueError):
+        found = os.fstat(stream.fileno()) if path in (None, "-") else os.stat(str(path))
+        return found if stat.S_ISREG(found.st_mode) else None
+    return None
 
 
 def require_writable(flag: str, path: Path) -> None:

@@ -23,6 +23,7 @@ from ..core.rundir import (
     TOKENIZERS,
     WEIGHTS,
 )
+from ..export.manifest import MANIFEST
 from .hold import held
 from .lines import say
 
@@ -129,6 +130,15 @@ def _delete(run_dir: Path) -> None:
 def _ours(name: str) -> bool:
     """Whether a run writes this."""
     return name in WRITTEN or _half(name)
+
+
+def belongs(run_dir: Path, path: Path) -> bool:
+    """Is this a file that a run, or an export, keeps in its directory?"""
+    path = path.resolve()
+    if not path.is_relative_to(run_dir.resolve()):
+        return False
+    name = path.relative_to(run_dir.resolve()).parts[0]
+    return _ours(name) or (run_dir / MANIFEST).exists()
 
 
 def _half(name: str) -> bool:

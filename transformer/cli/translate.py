@@ -27,8 +27,9 @@ from ..training.memory import keep_freed_memory
 from .command import EXIT_CODES, Parser, command, whole_number
 from .config import Config
 from .describe import options_text
-from .lines import json_line, output, read_lines, say, write_line
+from .lines import json_line, output, read_lines, require_apart, say, write_line
 from .resolve import config_file_of
+from .room import belongs
 from .runs import load_ensemble, pick_device, weights_file
 
 T = TypeVar("T")
@@ -228,10 +229,9 @@ def _check_files(arguments: argparse.Namespace) -> None:
     for path in (path for path in read if path not in (None, "-")):
         if not os.path.exists(path):
             raise DataError(f"{path}: no such file")
-        if arguments.output and os.path.exists(arguments.output) and os.path.samefile(path, arguments.output):
-            raise ConfigError(
-                f"--output {arguments.output} would overwrite what is read; choose another file"
-            )
+    require_apart(arguments.output, read)
+    if arguments.output not in (None, "-") and any(belongs(r, Path(arguments.output)) for r in arguments.run):
+        raise ConfigError(f"--output {arguments.output}: a run keeps such a file there; choose another")
     if sum(path == "-" for path in read[1:]) + (arguments.input in (None, "-")) > 1:
         raise ConfigError("stdin can be read once: give --input or the other file by name")
 

@@ -31,8 +31,14 @@ class Output:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        """What the stream's encoding has no sign for is escaped."""
         with written(STDOUT):
-            return self._stream.write(text)
+            try:
+                return self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self._stream.encoding
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+                return len(text)
 
     def flush(self) -> None:
         with written(STDOUT):

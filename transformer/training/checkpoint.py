@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..core.disk import replace
 from ..core.errors import CheckpointError
+from ..core.holding import require_held
 from ..core.reading import read_json
 from ..core.rundir import CHECKPOINTS, WEIGHTS
 from .fingerprint import tensor_digest
@@ -144,6 +145,7 @@ def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary name beside `path`, flush it, rename. An old file survives failure."""
+    require_held(path)
     temporary = beside(path, f".{os.getpid()}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

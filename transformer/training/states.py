@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core.disk import clear, sync_directory
 from ..core.errors import CheckpointError
+from ..core.holding import require_held
 from ..core.rundir import WEIGHTS
 from .checkpoint import beside, others, read_weights, write_atomically, write_weights
 from .fingerprint import SHOWN, leaves, state_hash
@@ -54,6 +55,7 @@ def save_training(
     """
     new, previous = beside(directory, FRESH), directory.with_name(PREVIOUS)
     digest = state_hash(weights, state)
+    require_held(directory)
     try:
         clear(new)
         new.mkdir(parents=True)
@@ -70,6 +72,7 @@ def save_training(
                 f"{directory}: cannot be written ({error.strerror}); what was there before is kept"
             ) from error
         raise
+    require_held(directory)
     try:
         if directory.exists():
             clear(previous)
