@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,23 +15,27 @@ import pytest
 import torch
 
 from transformer.cli.conclude import exit_code
+from transformer.cli.hold import held
 from transformer.cli.room import put_aside, room
 from transformer.cli.train import main as train
 from transformer.core.rundir import JOB
 from transformer.training.ranks import RankLost, open_ranks
 from transformer.training.trainer import Trainer
 
-Attempt = Callable[[int], None]
+Attempt = Callable[..., None]
 
 
 @pytest.fixture
 def attempt(monkeypatch: pytest.MonkeyPatch) -> Attempt:
-    """Make this process the only one of torchrun's attempt of that number, counted from 0."""
+    """Make this process the only one of a torchrun's attempt of that number, counted from 0."""
 
-    def begin(number: int) -> None:
-        for name, value in {"RANK": 0, "WORLD_SIZE": 1, "RUN_ID": "none", "RESTART_COUNT": number}.items():
-            prefix = "" if name in ("RANK", "WORLD_SIZE") else "TORCHELASTIC_"
-            monkeypatch.setenv(f"{prefix}{name}", str(value))
+    def begin(number: int, torchrun: str = "none_a") -> None:
+        file = f"/tmp/torchelastic_b/{torchrun}/attempt_{number}/0/error.json"
+        told = {"RUN_ID": "none", "RESTART_COUNT": number, "ERROR_FILE": file}
+        for name, value in {"RANK": 0, "WORLD_SIZE": 1}.items():
+            monkeypatch.setenv(name, str(value))
+        for name, value in told.items():
+            monkeypatch.setenv(f"TORCHELASTIC_{name}", str(value))
 
     return begin
 
@@ -127,10 +133,9 @@ def test_another_torchrun_is_another_job(
     ours = copied(run, tmp_path / "run")
     attempt(0)
     assert train(["--resume", str(ours)]) == 0
+    attempt(1, "none_c")
+    assert train([config, "--run-dir", str(ours)]) == 2
     attempt(1)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "getppid", lambda: 1)
-        assert train([config, "--run-dir", str(ours)]) == 2
     (ours / JOB).write_text("none another 1 2\n" + (ours / JOB).read_text())  # of another machine
     assert train([config, "--run-dir", str(ours)]) == 0
 
@@ -164,6 +169,48 @@ def test_a_job_is_the_same_with_other_machines(
             assert train([config, "--run-dir", str(ours), *flags]) == code
     assert (ours / JOB).read_text() == signed
     assert "resumed after update 10" in (ours / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_an_attempt_that_does_not_know_its_job_overwrites_nothing(
+    flags: list[str],
+    run: Path,
+    config: str,
+    tmp_path: Path,
+    attempt: Attempt,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ours = copied(run, tmp_path / "run")
+    before = (ours / "log.txt").read_bytes()
+    attempt(1)
+    monkeypatch.setattr("transformer.training.ranks.job_of", lambda _: "")
+    assert train([config, "--run-dir", str(ours), *flags]) == 2
+    assert ("hand TORCHELASTIC_ERROR_FILE on" in capsys.readouterr().err) == bool(flags)
+    assert (ours / "log.txt").read_bytes() == before
+    attempt(0)
+    assert train([config, "--run-dir", str(ours), "--overwrite", "--set", "train.updates=1"]) == 0
+
+
+def test_an_attempt_waits_for_the_lock_of_the_one_before(
+    run: Path, config: str, tmp_path: Path, attempt: Attempt
+) -> None:
+    """Also on a machine that has taken another one's place, whose torchrun counts from 0."""
+    ours = copied(run, tmp_path / "run")
+    attempt(0)
+    assert train(["--resume", str(ours)]) == 0
+    locked = threading.Event()
+
+    def lock() -> None:
+        with held(ours):
+            locked.set()
+            time.sleep(1.0)
+
+    before = threading.Thread(target=lock)
+    before.start()
+    locked.wait()
+    assert train([config, "--run-dir", str(ours)]) == 0
+    before.join()
 
 
 def test_a_run_that_has_diverged_is_not_tried_again_also_when_it_was_resumed(

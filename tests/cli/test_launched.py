@@ -39,6 +39,10 @@ WRONG: dict[str, tuple[dict[str, str], list[str]]] = {
     "no address": ({**TWO, "RANK": "1", "MASTER_ADDR": ""}, ["MASTER_ADDR: empty"]),
     "a label too long": ({**TWO, "RANK": "1", "MASTER_ADDR": "a" * 70}, ["MASTER_ADDR: 'aaa"]),
     "a service": ({**TWO, "RANK": "1", "MASTER_PORT": "http"}, ["MASTER_PORT: a whole number from 1 to"]),
+    "half of it": (
+        {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "x"},
+        ["TORCHELASTIC_RESTART_COUNT: a"],
+    ),
     "a port too large": ({**TWO, "RANK": "1", "MASTER_PORT": "65536"}, ["MASTER_PORT: a whole number from"]),
     "an attempt": (
         {**TWO, "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "x"},
@@ -283,6 +287,21 @@ def test_a_job_is_all_torchruns_that_start_its_processes(store: Any) -> None:
     assert "".join(roll.look() for roll in rolls) == ""
     assert rolls[0].look() == meeting.ALL
     assert rolls[0].job == "a 7 8\nb 1 2"
+
+
+def test_whom_a_torchrun_that_was_killed_has_left_is_not_taken_for_a_rank(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another machine rank 0 cannot know."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv("GROUP_RANK", "0")
+    first, stray, real = Roll(store, 0, 3, "new"), Roll(store, 1, 3, "old"), Roll(store, 1, 3, "new")
+    monkeypatch.setenv("GROUP_RANK", "1")
+    last = Roll(store, 2, 3, "its own")
+    everyone = [first, stray, real, last, first, real]
+    assert "".join(roll.look() for roll in everyone) == ""
+    assert [roll.look() for roll in (first, real, last, stray)] == [meeting.ALL] * 3 + [""]
+    assert first.job == "its own\nnew"
 
 
 def test_who_comes_while_rank_0_leaves_finds_the_word(store: Any) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,35 +143,60 @@ def test_a_torchrun_is_known_by_the_directory_that_it_makes_for_itself() -> None
     assert of("/a\nb\udc80").splitlines() == ["/a\\nb\\udc80"]
 
 
-def test_a_torchrun_that_makes_none_is_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Give this process another parent. Its own is one that there is, whatever runs the tests."""
+    monkeypatch.setattr(launch, "_known", {})
+    with subprocess.Popen(["sleep", "600"]) as asleep:
+        monkeypatch.setattr(os, "getppid", lambda: asleep.pid)
+        yield lambda number: monkeypatch.setattr(os, "getppid", lambda: number)
+        asleep.kill()
+
+
+def test_a_torchrun_that_makes_none_is_its_process(parent: Callable[[int], None]) -> None:
     environment = {**TORCHRUN, "TORCHELASTIC_ERROR_FILE": os.devnull}
     here = job_of(environment)
     assert here == job_of({**environment, "TORCHELASTIC_RESTART_COUNT": "1", "RANK": "1"})
-    assert here.startswith(f"none process {os.getppid()}")
+    assert here.startswith(f"none process {os.getppid()} of ")
+    assert (
+        job_of({**environment, "TORCHELASTIC_RUN_ID": "a\nb\udcff"})
+        .splitlines()[0]
+        .startswith("a\\nb\\udcff")
+    )
     assert job_of({"RANK": "1", "WORLD_SIZE": "2"}) == ""
-    monkeypatch.setattr(os, "getppid", lambda: 11)
-    assert job_of(environment) != here
-    monkeypatch.setattr(os, "getppid", lambda: 0)
+    parent(os.getpid())
+    assert job_of(environment) not in ("", here)
+    parent(0)
     assert job_of(environment) == "", "any torchrun outside of a container has that number"
 
 
-def test_torchrun_is_gone_when_another_process_looks_after_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_known", {})
+def test_torchrun_is_gone_when_another_process_looks_after_this_one(
+    parent: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     know_torchrun()
     assert not torchrun_is_gone()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "getppid", lambda: 1)
-        assert torchrun_is_gone()
-    monkeypatch.setattr(launch, "_torchrun", lambda: os.stat("x" * 300))
-    assert not torchrun_is_gone(), "it cannot be told"
+    parent(1)
+    assert torchrun_is_gone()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_a_script_between_torchrun_and_a_process_is_not_the_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    with subprocess.Popen(["sleep", "60"], env={**os.environ, **TORCHRUN}) as script:
+@pytest.mark.parametrize("file", ["", "/tmp/e_1/none_a/attempt_0/0/error.json"])
+def test_a_script_between_torchrun_and_a_process_is_not_the_torchrun(
+    file: str, parent: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever becomes of the script's variables afterwards, and whatever started torchrun."""
+    environment = {**TORCHRUN, "TORCHELASTIC_ERROR_FILE": file}
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, **environment}) as script:
         while b"TORCHELASTIC" not in Path(f"/proc/{script.pid}/environ").read_bytes():
             time.sleep(0.01)  # it is just becoming what it is
-        monkeypatch.setattr(os, "getppid", lambda: script.pid)
-        between = job_of(TORCHRUN)
+        parent(script.pid)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert know_torchrun() == [script.pid, os.getpid()]
+        monkeypatch.setattr(Path, "read_bytes", lambda _: b"")
+        assert not torchrun_is_gone()
+        monkeypatch.setattr(launch, "_stat", lambda _: ["S", "1"])
+        assert torchrun_is_gone()
+        monkeypatch.setattr(launch, "_stat", lambda _: os.stat("x" * 300))
+        assert not torchrun_is_gone(), "it cannot be told"
         script.kill()
-    assert between.startswith(f"none process {os.getpid()} ")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..core.errors import ConfigError
 from ..core.rundir import CONFIG_FILE, JOB
+from ..training.launch import OWN, restarted
 from .result import write_text
 from .room import put_aside
 
@@ -21,6 +23,15 @@ def taken_up(run_dir: Path, job: str) -> bool:
         sign(run_dir, job)
         return True
     return False
+
+
+def require_known(job: str, run_dir: Path, overwrite: bool) -> None:
+    """ConfigError where a run would be overwritten that an earlier attempt of this job may have begun."""
+    if restarted() and not job and overwrite and (run_dir / CONFIG_FILE).is_file():
+        raise ConfigError(
+            f"torchrun has started this process anew, and nothing tells whether the run in {run_dir} is its"
+            f" own: hand {OWN} on to the process, or give --resume {run_dir} in place of --overwrite"
+        )
 
 
 def is_of(run_dir: Path, job: str) -> bool:

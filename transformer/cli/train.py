@@ -39,7 +39,7 @@ from .conclude import EXIT, conclude, resumable
 from .config import Config
 from .describe import REGISTRIES, choices_text, options_text
 from .hold import held
-from .job import is_of, sign, taken_up
+from .job import is_of, require_known, sign, taken_up
 from .lines import say
 from .resolve import CHANGEABLE, new_config, resumed_config
 from .result import commit, has_diverged, how_it_ended, versions, write_text
@@ -103,6 +103,7 @@ def _main(arguments: Namespace, command_line: Sequence[str]) -> int:
             if ranks.decide(lambda: has_diverged(run_dir)):
                 return EXIT["diverged"]  # as it would again
         if not resume:
+            ranks.decide(lambda: require_known(ranks.job, run_dir, arguments.overwrite))
             ranks.decide(lambda: stack.enter_context(room(run_dir, arguments.overwrite)))
         return train(config, run_dir, device, resume, command_line, interruption)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +16,11 @@ REMEDY = (
     "torchrun sets all of these for each process, and so has whoever starts processes without it; to train"
     " in one process, unset RANK and WORLD_SIZE"
 )
+
+
+OWN = "TORCHELASTIC_ERROR_FILE"  # in a directory that each torchrun makes for itself
+# Of what /proc does not tell: another user's process, one that has ended, another system than Linux.
+UNKNOWN = (FileNotFoundError, PermissionError, ProcessLookupError)
 
 
 def require_launch(environment: Mapping[str, str] = os.environ) -> None:
@@ -67,7 +73,8 @@ def launched(environment: Mapping[str, str] = os.environ) -> bool:
 
 def restarted(environment: Mapping[str, str] = os.environ) -> bool:
     """Has torchrun started this process anew after a failure?"""
-    return "RANK" in environment and int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    several = "RANK" in environment and "WORLD_SIZE" in environment
+    return several and int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def supervised(environment: Mapping[str, str] = os.environ) -> bool:
@@ -78,52 +85,61 @@ def supervised(environment: Mapping[str, str] = os.environ) -> bool:
 def job_of(environment: Mapping[str, str] = os.environ) -> str:
     """The torchrun that started this process, the same in all of its attempts; empty where there is none.
 
-    It is known by the directory that it makes for itself, `TORCHELASTIC_ERROR_FILE` up to the attempt, which
-    scripts and containers in between hand on. Where it is told to make none (`--log-dir /dev/null`) it is
-    known by its process.
+    It is known by the directory that it makes for itself, `OWN` up to the attempt, which scripts and
+    containers in between hand on. Where it is told to make none (`--log-dir /dev/null`) it is known by its
+    process.
     """
     if not supervised(environment):
         return ""
-    own = re.match(r"(.+)[/\\]attempt_[0-9]+[/\\]", environment.get("TORCHELASTIC_ERROR_FILE", ""), re.DOTALL)
+    own = re.match(r"(.+)[/\\]attempt_[0-9]+[/\\]", environment.get(OWN, ""), re.DOTALL)
     if own:
-        return own[1].encode("unicode_escape").decode()  # in one line
-    process, since = _torchrun(), ""
+        return _in_a_line(own[1])
+    process, machine, since = _chain(environment)[-1], socket.gethostname(), ""
     if not process:  # it is outside of this container
         return ""
-    with suppress(FileNotFoundError):  # elsewhere than on Linux
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        since = f" of boot {boot}, {_stat(process)[19]}"
-    return f"{environment.get('TORCHELASTIC_RUN_ID', '')} process {process}{since}"
+    with suppress(*UNKNOWN):
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with suppress(*UNKNOWN):
+        since = f" since {_stat(process)[19]}"
+    return _in_a_line(f"{environment.get('TORCHELASTIC_RUN_ID', '')} process {process} of {machine}{since}")
 
 
-def know_torchrun() -> int:
-    """The process of torchrun that started this one, as when this was first called.
+def _in_a_line(text: str) -> str:
+    return text.encode("unicode_escape").decode()
+
+
+def know_torchrun() -> list[int]:
+    """The processes from the parent of this one up to torchrun, as when this was first called.
 
     For programs, before they import anything heavy: when that is done it may be gone.
     """
     if os.getpid() not in _known:
-        _known[os.getpid()] = _torchrun()
+        _known[os.getpid()] = _chain(os.environ)
     return _known[os.getpid()]
 
 
 def torchrun_is_gone() -> bool:
-    """Has it ended, so that nobody looks after this process any more?"""
-    try:
-        return know_torchrun() != _torchrun()
-    except OSError:  # such as too many open files
-        return False
+    """Has it ended, or what it has started in between, so that nobody looks after this process any more?"""
+    chain = know_torchrun()
+    if os.getppid() != chain[0]:
+        return True
+    with suppress(OSError):  # such as too many open files
+        return [int(_stat(process)[1]) for process in chain[:-1]] != chain[1:]
+    return False
 
 
-_known: dict[int, int] = {}  # by the process that asked: a fork has another one
+_known: dict[int, list[int]] = {}  # by the process that asked: a fork has another one
 
 
-def _torchrun() -> int:
-    """What it starts need not be this process: a script may be in between, which has its variables, too."""
-    process = os.getppid()
-    with suppress(FileNotFoundError, PermissionError, ProcessLookupError):  # another's, or not on Linux
-        while b"\0TORCHELASTIC_RUN_ID=" in b"\0" + Path(f"/proc/{process}/environ").read_bytes():
-            process = int(_stat(process)[1])
-    return process
+def _chain(environment: Mapping[str, str]) -> list[int]:
+    """The parent, and where that is a script, which torchrun has given the same variables, its parent, ..."""
+    name = OWN if environment.get(OWN, "") not in ("", os.devnull) else "TORCHELASTIC_RUN_ID"
+    mark = f"\0{name}={environment.get(name, '')}\0".encode(errors="surrogateescape")
+    chain = [os.getppid()]
+    with suppress(*UNKNOWN):
+        while mark in b"\0" + Path(f"/proc/{chain[-1]}/environ").read_bytes():
+            chain.append(int(_stat(chain[-1])[1]))
+    return chain
 
 
 def _stat(process: int) -> list[str]:

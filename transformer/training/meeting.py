@@ -13,6 +13,7 @@ and leaves no word: torchrun ends the others, and may have ended this one to sta
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -190,7 +191,8 @@ class Roll:
 
     def __init__(self, store: Any, rank: int, size: int, job: str = "") -> None:
         self._store, self._rank, self._size = store, rank, size
-        self._own = f"{size} {uuid4().hex} {job}"
+        group = os.environ.get("GROUP_RANK", "")  # torchrun's number of the machine
+        self._own = f"{size} {uuid4().hex} {group} {job}"
         self._taken = False  # another process has answered this call as the same rank
         self._seen = rank == 0  # rank 0 has seen this one's answer, so it is alive
         self._here = {rank: job}  # rank 0 learns who has answered
@@ -252,8 +254,10 @@ class Roll:
             self._store.set("call", self.name)
         for rank in range(self._size):
             answer = "" if rank in self._here else self._get("here", rank)
-            if answer:
-                size, _, self._here[rank] = answer.split(" ", 2)
+            if answer and self._is_stray(answer):
+                self._store.delete_key(self._key("here", rank))
+            elif answer:
+                size, _, _, self._here[rank] = answer.split(" ", 3)
                 self._store.set(self._key("seen", rank), answer)
                 if size != str(self._size):
                     sizes = f"WORLD_SIZE is {self._size} for rank 0, and {size} for rank {rank}"
@@ -271,8 +275,15 @@ class Roll:
                     f"another process is rank {self._rank} of {self._size}, or has been; RANK has to be"
                     " another for each process, and all have to be started again where one has ended"
                 )
+        elif self._taken:  # by one that rank 0 may not take
+            self._taken = self._first("here", self._own, self._rank) != self._own
         if self.name and not self._seen and not self._taken:
             self._seen = self._get("seen", self._rank) == self._own
+
+    def _is_stray(self, answer: str) -> bool:
+        """Was it started by another torchrun on the machine of rank 0, one that has been killed?"""
+        (_, _, group, job), (_, _, own_group, own) = answer.split(" ", 3), self._own.split(" ", 3)
+        return bool(group and job and own) and group == own_group and job != own
 
     def _first(self, key: str, value: str, rank: int | None = None) -> str:
         """Set what is not set yet; what is there then."""
