@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from transformer.data.batching import BatchStream, Share
-from transformer.data.encoded import META, SIDES, EncodedCorpus
+from transformer.data.checksums import META
+from transformer.data.encoded import SIDES, EncodedCorpus
 from transformer.data.planning import Lengths, plan_epoch
 
 BATCH_TOKENS = 32768

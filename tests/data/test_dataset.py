@@ -18,7 +18,8 @@ from sentences import sentences
 
 from transformer.core.errors import DataError
 from transformer.core.special import EOS, UNK
-from transformer.data import cache, encoding, report
+from transformer.data import cache, encoding, report, scanning
+from transformer.data.checksums import checked, read_checked
 from transformer.data.corpus import BOM
 from transformer.data.dataset import DataConfig, Prepared, prepare, read_parallel
 from transformer.data.encoded import EncodedCorpus
@@ -204,13 +205,15 @@ def flipped(path: Path, place: int) -> None:
 
 
 def test_a_flipped_bit_or_a_lost_byte_of_any_file_of_the_cache_is_found(
-    section: Section, tmp_path: Path, ready: Callable[..., Prepared]
+    section: Section, tmp_path: Path, ready: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(scanning, "_SETTLED", -60.0)
     config = section(tokenizer={"sampling": 0.1})
     whole = texts(first := ready(config), first.train)
     unread = "state.json"  # of what was begun; the entry is finished
-    files = sorted(path for path in (tmp_path / "cache/encoded").glob("*/*") if path.name != unread)
-    assert {path.suffix for path in files} == {".values", ".offsets", ".counts", ".json"}
+    found = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    files = sorted(path for path in found if path.name != unread and path.suffix != ".lock")
+    assert {path.suffix for path in files} == {".values", ".offsets", ".counts", ".json", ".model"}
     kept = {path: path.read_bytes() for path in files}
     for number, path in enumerate(files * 2):
         if number < len(files):
@@ -218,11 +221,46 @@ def test_a_flipped_bit_or_a_lost_byte_of_any_file_of_the_cache_is_found(
         else:
             path.write_bytes(path.read_bytes()[:-1])
         log: list[str] = []
-        again = ready(config, log=log)
+        again = ready(config, f"run{number}", log=log)
         assert texts(again, again.train) == whole, path.name
-        assert sum("made anew" in line for line in log) == 1, path.name
+        assert sum("is damaged, or of another version" in line for line in log) == 1, path.name
         assert {file: file.read_bytes() for file in files} == kept
-    ready(config, log=(log := []))
+    ready(config, "last", log=(log := []))
+    assert not any("made anew" in line for line in log)
+
+
+def test_encoded_text_of_another_number_of_pairs_is_made_anew(
+    section: Section, tmp_path: Path, ready: Callable[..., Prepared]
+) -> None:
+    """An older version kept what it had read of text that was changed meanwhile."""
+    config = section()
+    whole = texts(first := ready(config), first.train)
+    (meta,) = (p for p in (tmp_path / "cache/encoded").glob("*/meta.json") if '"pairs": 300' in p.read_text())
+    values = read_checked(meta)
+    values["report"]["read"] = 150
+    meta.write_text(checked(values))
+    again = ready(config, log=(log := []))
+    assert texts(again, again.train) == whole
+    assert sum("made anew" in line for line in log) == 1
+
+
+def test_a_cache_without_checksums_is_made_anew_with_a_note(
+    section: Section, tmp_path: Path, ready: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scanning, "_SETTLED", -60.0)
+    config = section()
+    first = ready(config)
+    (tokenizer,) = (tmp_path / "cache/tokenizers").glob("*/meta.json")
+    tokenizer.unlink()
+    for path in (tmp_path / "cache/texts").iterdir():
+        values = json.loads(path.read_text())
+        del values["checksum"]
+        path.write_text(json.dumps(values))
+    again = ready(config, "again", log=(log := []))
+    assert again.source_tokenizer.digest == first.source_tokenizer.digest
+    assert again.digests == first.digests
+    assert sum("another version of this program: it is made anew" in line for line in log) == 3, log
+    ready(config, "last", log=(log := []))
     assert not any("made anew" in line for line in log)
 
 

@@ -21,6 +21,7 @@ from sentences import sentences
 
 from transformer.core.errors import DataError
 from transformer.data import chunks, encoding, scanning, workers, writing
+from transformer.data.checksums import checked
 from transformer.data.config import DataConfig
 from transformer.data.corpus import Oddities, lines_of
 from transformer.data.dataset import prepare
@@ -291,10 +292,40 @@ def test_files_that_have_not_changed_are_not_read_again(
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # as a careless copy does
     assert remembered(cache, "train", [file], scan) != first
     assert scans[-1] == "two\n"
-    next((cache / "texts").iterdir()).write_text("{")
-    for entry in (cache / "texts").iterdir():
-        entry.write_text("{")
-    assert remembered(cache, "train", [file], scan).count == len(scans)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "{",
+        lambda text: "[" * 100_000,
+        lambda text: "[]",
+        lambda text: "7",
+        lambda text: '{"a": ' * 900 + "1" + "}" * 900,
+        lambda text: '{"checksum": ' + "[" * 900 + "]" * 900 + "}",
+        lambda text: '{"count": "x", "digest": 5, "oddities": 7}',
+        lambda text: text.replace('"count": 400', '"count": 100'),
+        lambda text: text.replace("abcdef", "abcdee"),
+        lambda text: text[:-1],
+        lambda text: checked({"count": 400}),
+    ],
+)
+def test_what_is_remembered_of_a_text_is_scanned_anew_when_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[str], str]
+) -> None:
+    monkeypatch.setattr(scanning, "_SETTLED", -60.0)
+    file, log = tmp_path / "a.en", list[str]()
+    file.write_text("one\n")
+    found = Scan(400, "abcdef", ["a remark"])
+    assert remembered(tmp_path, "train", [file], lambda: found, log.append) == found
+    (entry,) = (tmp_path / "texts").iterdir()
+    written = entry.read_text()
+    entry.write_text(damage(written))
+    assert entry.read_text() != written
+    assert log == []
+    assert remembered(tmp_path, "train", [file], lambda: found, log.append) == found
+    assert log == [f"{entry} is damaged, or of another version of this program: it is made anew"]
+    assert entry.read_text() == written
 
 
 def test_a_meter_says_how_far_and_how_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -136,7 +135,7 @@ def train(
         logbook.say(f"{ranks.size} processes, {config.train.parallel}")
     with ranks.chief_first():
         data = prepare(config.data, run_dir, config.seed, logbook.say)
-    tests = {name: _pairs(config, prefix, "test") for name, prefix in config.data.test.items()}
+    tests = {name: _pairs(config, prefix) for name, prefix in config.data.test.items()}
     for line in data.report.text().splitlines():
         logbook.say(line)
     model = Transformer(
@@ -214,7 +213,7 @@ def wire(
     stream = data.stream(config.train.batch_tokens, prefetch=PREFETCH, share=share)
     validator = Validator(
         list(BatchStream(data.valid, config.train.batch_tokens, config.seed, shuffle=False).epoch(1)),
-        _pairs(config, config.data.valid, "valid"),
+        data.references(),
         data.source_tokenizer,
         data.target_tokenizer,
         config.decode,
@@ -243,8 +242,8 @@ def wire(
     )
 
 
-def _pairs(config: Config, prefix: str, split: Literal["valid", "test"]) -> list[tuple[str, str]]:
-    return read_parallel(prefix, config.data.source, config.data.target, split)
+def _pairs(config: Config, prefix: str) -> list[tuple[str, str]]:
+    return read_parallel(prefix, config.data.source, config.data.target, "test")
 
 
 def _check(config: Config, resume: bool) -> int:

@@ -21,6 +21,13 @@ from pathlib import Path
 
 from ..core.disk import sync_directory, sync_file
 from ..core.errors import DataError
+from .checksums import REMADE
+
+PARTS = ENCODED, TEXTS, TOKENIZERS = "encoded", "texts", "tokenizers"  # the directories of a cache
+
+
+class Changed(DataError):
+    """What an entry is made from is no longer what its key says: nothing of it is kept."""
 
 
 def key_of(**parts: object) -> str:
@@ -53,7 +60,7 @@ def fetch(
             if entry.is_dir():
                 if sound(entry):
                     return entry, False
-                log(f"{entry} is damaged, or of another version of this program: it is made anew")
+                log(f"{entry} {REMADE}")
                 _remove(entry)
             with _begun(folder, key) if resumable and locked else _scratch(folder, key) as fresh:
                 make(fresh)
@@ -81,10 +88,17 @@ def _scratch(folder: Path, key: str) -> Iterator[Path]:
 
 @contextmanager
 def _begun(folder: Path, key: str) -> Iterator[Path]:
-    """A directory that stays, with what was done, when this does not come to its end."""
+    """A directory that stays, with what was done, when this does not come to its end.
+
+    Unless what it is made from has `Changed`.
+    """
     fresh = folder / f".{key}.begun.{platform.node()}"
     fresh.mkdir(exist_ok=True)
-    yield fresh
+    try:
+        yield fresh
+    except Changed:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     shutil.rmtree(fresh, ignore_errors=True)
 
 

@@ -39,12 +39,21 @@ class Prepared:
     sampler: SubwordSampler | None
     seed: int
     digests: Mapping[str, str]  # of the text, whatever files it lies in
+    valid_text: SplitText
 
     def stream(self, tokens_per_batch: int, *, prefetch: int = 0, share: Share = EVERYTHING) -> BatchStream:
         """Training batches in an order, and with subwords, that are functions of (seed, epoch)."""
         return BatchStream(
             self.train, tokens_per_batch, self.seed, sampler=self.sampler, prefetch=prefetch, share=share
         )
+
+    def references(self) -> list[tuple[str, str]]:
+        """All pairs of `valid` as they stand in the files, for scoring against the raw text.
+
+        Raises DataError when the files have changed since.
+        """
+        with self.valid_text.unchanged():
+            return list(self.valid_text.pairs())
 
 
 def prepare(config: DataConfig, run_dir: Path, seed: int, log: Log) -> Prepared:
@@ -88,4 +97,4 @@ def prepare(config: DataConfig, run_dir: Path, seed: int, log: Log) -> Prepared:
             train, *tokenizers, config.tokenizer.sampling, sides, config.max_length, seed
         )
     digests = {"training text": train_text.digest, "validation text": valid_text.digest}
-    return Prepared(*tokenizers, train, valid, report, sampler, seed, digests)
+    return Prepared(*tokenizers, train, valid, report, sampler, seed, digests, valid_text)

@@ -14,8 +14,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -26,11 +25,10 @@ from numpy.typing import NDArray
 
 from ..core.errors import DataError
 from ..core.special import EOS
+from .checksums import META
 from .report import SplitReport
 
 SIDES = ("source", "target")
-META = "meta.json"
-_BLOCK = 1 << 20  # bytes that are read at a time for a checksum
 
 Ids = NDArray[np.unsignedinteger[Any]]
 
@@ -197,41 +195,6 @@ def changed(folder: Path | None, what: str) -> NoReturn:
         f"the encoded text in {folder} is damaged, or was changed while it was in use: {what};"
         " delete that directory and give the command again (with --resume RUN, if the run has begun)"
     )
-
-
-def is_sound(folder: Path) -> bool:
-    """Is every file there, as it was written? Reads all of it."""
-    try:
-        files = read_checked(folder / META)["files"]
-        sizes = all((folder / name).stat().st_size == size for name, (size, _) in files.items())
-        return sizes and all(checksum(folder / name) == value for name, (_, value) in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def checksum(path: Path, stop: int | None = None) -> int:
-    """CRC-32 of a file, or of its first `stop` bytes: against damage, not against malice."""
-    value, left = 0, path.stat().st_size if stop is None else stop
-    with open(path, "rb") as file:
-        while left and (block := file.read(min(left, _BLOCK))):
-            value, left = zlib.crc32(block, value), left - len(block)
-    return value
-
-
-def checked(values: Mapping[str, Any]) -> str:
-    """JSON of plain values, with a checksum of them."""
-    found = zlib.crc32(json.dumps(values).encode())
-    return json.dumps({**values, "checksum": found}, indent=1) + "\n"
-
-
-def read_checked(path: Path) -> dict[str, Any]:
-    """What `checked` wrote; ValueError if it is something else by now."""
-    text = path.read_text(encoding="utf-8")
-    values: dict[str, Any] = json.loads(text)
-    del values["checksum"]
-    if checked(values) != text:
-        raise ValueError(f"{path} is damaged")
-    return values
 
 
 def report_of(folder: Path) -> SplitReport:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from ..core.cpus import usable_cpus
 from ..core.errors import DataError
-from .cache import fetch, key_of
+from .cache import ENCODED, fetch, key_of
+from .checksums import is_sound
 from .chunks import Chunk, Recipe
 from .config import DataConfig
 from .corpus import Pair
-from .encoded import EncodedCorpus, is_sound, report_of
+from .encoded import EncodedCorpus, report_of
 from .meter import Meter
 from .report import SplitReport
 from .splits import SplitText
@@ -43,6 +44,9 @@ def encoded_split(
     def make(folder: Path) -> None:
         _encode(config, text, tokenizers, folder, texts=texts, drops=drops, log=log)
 
+    def sound(folder: Path) -> bool:
+        return is_sound(folder) and report_of(folder).read == text.count
+
     key = key_of(
         kind="encoded",
         format=_FORMAT,
@@ -56,7 +60,7 @@ def encoded_split(
         texts=texts,
         drops=drops,
     )
-    entry, made = fetch(cache / "encoded", key, make, is_sound, log, resumable=True)
+    entry, made = fetch(cache / ENCODED, key, make, sound, log, resumable=True)
     if not made:
         log(f"{text.split}: encoded text from the cache ({entry})")
     # Other bytes can hold the same text, so what was odd about them is not the entry's to say.
@@ -108,8 +112,14 @@ def recipe_of(
 
 
 def in_chunks(text: SplitText, done: int = 0) -> Iterator[Chunk]:
-    """The pairs of a split, those after the first `done`, as many at a time as a process takes."""
-    return _chunks(islice(text.located(), done, None), _CHUNK)
+    """The pairs of a split, those after the first `done`, as many at a time as a process takes.
+
+    All that is given was scanned, if the text was: what comes of it may be kept. Raises Changed.
+    """
+    with text.unchanged():
+        for chunk in _chunks(islice(text.located(), done, None), _CHUNK):
+            text.require_unchanged()
+            yield chunk
 
 
 def _chunks(items: Iterable[tuple[str, Pair]], size: int) -> Iterator[Chunk]:

@@ -7,7 +7,6 @@ the hash; any other piece is read line by line, as `corpus.lines_of` does.
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +17,8 @@ from typing import Protocol
 
 from ..core.disk import replace
 from ..core.errors import DataError
-from .cache import key_of
+from .cache import TEXTS, key_of
+from .checksums import REMADE, checked, read_checked
 from .corpus import LONGEST_LINE, Oddities, decompressed, lines_of, reading
 
 _FORMAT = 1  # raise it when the same bytes come to have another hash or other remarks
@@ -26,6 +26,9 @@ _PIECE = 1 << 20
 _ODD_BYTES = b"\x00\x0b\x0c\r\x1c\x1d\x1e"
 _ODD_CHARACTERS = "\x85".encode(), "\u2028".encode(), "\u2029".encode()
 _SETTLED = 2.0  # seconds: a file changed later may change again within one tick of its file system's clock
+
+
+Identity = tuple[str, int, int, int]  # what tells a file from another one, and from what it was
 
 
 class Hash(Protocol):
@@ -79,30 +82,40 @@ class Scan:
     oddities: list[str]
 
 
-def remembered(cache: Path, what: object, files: Iterable[Path], scan: Callable[[], Scan]) -> Scan:
+def remembered(
+    cache: Path,
+    what: object,
+    files: Iterable[Path],
+    scan: Callable[[], Scan],
+    log: Callable[[str], None] = lambda _: None,
+) -> Scan:
     """`scan()`, or what it gave when these very files were scanned before, for the same `what`.
 
     A file is the same while its size, times and inode are. One that was changed in the last moments before it
-    was read is not remembered. A cache that cannot be written remembers nothing.
+    was read is not remembered. A cache that cannot be written remembers nothing, and what is damaged there is
+    made anew.
     """
     files = list(files)
     began = time.time()
-    before = [_identity(file) for file in files]
-    entry = cache / "texts" / f"{key_of(kind='text', format=_FORMAT, what=what, files=before)}.json"
-    with suppress(OSError, ValueError, TypeError):
-        return Scan(**json.loads(entry.read_text(encoding="utf-8")))
+    before = [identity(file) for file in files]
+    entry = cache / TEXTS / f"{key_of(kind='text', format=_FORMAT, what=what, files=before)}.json"
+    with suppress(OSError):
+        try:
+            return Scan(**read_checked(entry))
+        except (ValueError, TypeError):
+            log(f"{entry} {REMADE}")
     found = scan()
     settled = all(max(times) < (began - _SETTLED) * 1e9 for _, _, *times in before)
-    if settled and before == [_identity(file) for file in files]:
+    if settled and before == [identity(file) for file in files]:
         with suppress(OSError):
             entry.parent.mkdir(parents=True, exist_ok=True)
             temporary = entry.with_name(f".{entry.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(asdict(found)), encoding="utf-8")
+            temporary.write_text(checked(asdict(found)), encoding="utf-8")
             replace(temporary, entry)
     return found
 
 
-def _identity(path: Path) -> tuple[str, int, int, int]:
+def identity(path: Path) -> Identity:
     """Path with inode, size, and the times of the last change of content and of anything."""
     state = path.stat()
     return (

@@ -1,16 +1,22 @@
-"""The text of a split: read once to check and to hash it, again to use it; never held in memory."""
+"""The text of a split: read once to check and to hash it, again to use it; never held in memory.
+
+What is used has to be what was hashed. It is not hashed again: its files are those that were scanned while
+they have the same size, times and inode, and they have as many pairs.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.errors import DataError
+from .cache import Changed
 from .config import DataConfig
 from .corpus import DEMO, Oddities, Pair, Split, find, read_pairs, require_same_length
 from .meter import Meter
-from .scanning import Scan, remembered, scan_lines
+from .scanning import Identity, Scan, identity, remembered, scan_lines
 
 Log = Callable[[str], None]
 
@@ -24,23 +30,51 @@ class SplitText:
         self.count = 0
         self.digest = ""
         self.oddities: list[str] = []
+        self._seen: dict[tuple[str, str], tuple[Path, Identity]] = {}  # the files, since they were scanned
+        self._read = 0  # pairs, when the text was last read to its end
 
     def scan(self, cache: Path, log: Log) -> None:
         """Read everything once: sides equally long, text readable, and the hash that addresses the cache.
 
         Files that were scanned before and have not changed are not read. Raises DataError.
         """
-        paths = [self._paths(prefix) for prefix in self.prefixes if prefix != DEMO]
         what = self.prefixes, self.split, self.source, self.target
-        files = [path for pair in paths for path in pair]
+        sides = [(prefix, language) for prefix in self.prefixes for language in what[2:] if prefix != DEMO]
+        files = [find(*side) for side in sides]
         try:
-            if DEMO in self.prefixes:  # made by this program's own grammar, which may change
-                found = self._scan(files, log)
-            else:
-                found = remembered(cache, what, files, lambda: self._scan(files, log))
+            self._seen = {side: (file, identity(file)) for side, file in zip(sides, files, strict=True)}
+            with self.unchanged():
+                if DEMO in self.prefixes:  # made by this program's own grammar, which may change
+                    found = self._scan(files, log)
+                else:
+                    found = remembered(cache, what, files, lambda: self._scan(files, log), log)
         except OSError as error:
             raise DataError(f"{error.filename}: cannot read: {error.strerror or error}") from None
-        self.count, self.digest, self.oddities = found.count, found.digest, found.oddities
+        self.count = self._read = found.count
+        self.digest, self.oddities = found.digest, found.oddities
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """A context at whose end, and at whose errors, `require_unchanged`."""
+        try:
+            yield
+        except DataError:
+            self.require_unchanged()
+            raise
+        self.require_unchanged()
+
+    def require_unchanged(self) -> None:
+        """Raise Changed, with the file's name, when the text is not what was scanned any more."""
+        for side, (path, state) in self._seen.items():
+            try:
+                same = find(*side) == path and identity(path) == state
+            except (OSError, DataError):
+                same = False  # it is gone
+            if not same or self._read != self.count:
+                raise Changed(
+                    f"{path}: it changed while the data was prepared; give the command again when nothing"
+                    " writes there any more"
+                )
 
     def _scan(self, files: list[Path], log: Log) -> Scan:
         digests = hashlib.sha256(), hashlib.sha256()
@@ -70,9 +104,12 @@ class SplitText:
         return find(prefix, self.source), find(prefix, self.target)
 
     def located(self) -> Iterator[tuple[str, Pair]]:
+        number = 0
         for prefix in self.prefixes:
             for pair in read_pairs(prefix, self.source, self.target, self.split):
+                number += 1
                 yield prefix, pair
+        self._read = number
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         return ((pair.source, pair.target) for _, pair in self.located())

@@ -11,7 +11,8 @@ from typing import Any
 from ..core.disk import replace
 from ..core.errors import DataError
 from ..core.reading import read_json
-from .cache import fetch, key_of
+from .cache import TOKENIZERS, fetch, key_of
+from .checksums import is_sound, seal
 from .config import DataConfig
 from .splits import SplitText
 from .tokenizer import Tokenizer, load_tokenizers, train_tokenizers
@@ -37,17 +38,12 @@ def tokenizers_for(
 
     def make(folder: Path) -> None:
         log(f"training the tokenizer ({config.tokenizer.type}) on {text.count:,} pairs")
-        train_tokenizers(config.tokenizer, text.pairs, text.count, folder)
-
-    def sound(folder: Path) -> bool:
-        try:
-            load_tokenizers(folder)
-        except DataError:
-            return False
-        return True
+        with text.unchanged():
+            train_tokenizers(config.tokenizer, text.pairs, text.count, folder)
+        seal(folder)
 
     key = key_of(kind="tokenizer", format=_FORMAT, options=options, text=text.digest)
-    entry, made = fetch(cache / "tokenizers", key, make, sound)
+    entry, made = fetch(cache / TOKENIZERS, key, make, is_sound, log)
     if not made:
         log(f"tokenizer from the cache ({entry})")
     tokenizers = load_tokenizers(entry)

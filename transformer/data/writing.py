@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from ..core.disk import replace
 from ..core.special import EOS
-from .encoded import META, SIDES, Flat, checked, checksum, id_type, read_checked
+from .checksums import META, checked, checksum, read_checked
+from .encoded import SIDES, Flat, id_type
 from .report import SplitReport
 
 STATE = "state.json"
