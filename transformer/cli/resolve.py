@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ..core.errors import CheckpointError, ConfigError, Problem
 from ..core.loading import Override, load
 from ..core.rundir import CONFIG_FILE
 from ..core.seal import broken
+from ..data.cache import PARTS
 from ..training import config as training
 from .config import Config, default_run_dir
 from .room import put_aside
@@ -24,8 +26,23 @@ def new_config(file: str, overrides: Overrides) -> Config:
     if config.run_dir is not None:
         if not config.run_dir.strip() or "\0" in config.run_dir:
             raise ConfigError([Problem("run_dir", f"{config.run_dir!r} cannot name a directory")])
-        return config
-    return config.model_copy(update={"run_dir": default_run_dir(Path(file), config, overrides)})
+    else:
+        config = config.model_copy(update={"run_dir": default_run_dir(Path(file), config, overrides)})
+    _require_apart(str(config.run_dir), config.data.cache)
+    return config
+
+
+def _require_apart(run_dir: str, cache: str) -> None:
+    """Raise ConfigError for a cache that writes into the run directory, links followed.
+
+    A start that is killed leaves it there, and it is nothing that a run writes: no start would have room. A
+    run of an older version that has one goes on, and is read.
+    """
+    own = os.path.realpath(run_dir)
+    if any(Path(os.path.realpath(os.path.join(cache, part))).is_relative_to(own) for part in PARTS):
+        message = f"what is kept in {cache} would lie in the run directory {run_dir}, which holds a run alone"
+        hint = "set data.cache to a directory outside of it, or choose another --run-dir"
+        raise ConfigError([Problem("data.cache", message, hint=hint)])
 
 
 def resumed_config(run: Path, overrides: Overrides) -> Config:
