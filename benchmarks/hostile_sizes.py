@@ -40,6 +40,8 @@ def measured(
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    limit = threading.Timer(SLOWEST, process.kill)
+    limit.start()
     answers: dict[str, bytes] = {}
     readers = [
         threading.Thread(target=lambda name=name: answers.update({name: getattr(process, name).read()}))
@@ -56,13 +58,16 @@ def measured(
             process.stdin.close()  # type: ignore[union-attr]
     for reader in readers:
         reader.join()
+    process.stdout.close()  # type: ignore[union-attr]
+    process.stderr.close()  # type: ignore[union-attr]
     _, status, usage = os.wait4(process.pid, 0)
+    limit.cancel()
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - began
     return process.returncode, usage.ru_maxrss / 1024, seconds, answers["stdout"], answers["stderr"].decode()
 
 
-def _bounded(
+def bounded(
     fault: str, found: tuple[int, float, float, bytes, str], code: int, lines: int | None = None
 ) -> Row:
     ended, megabytes, seconds, out, err = found
@@ -81,7 +86,7 @@ def long_lines(bench: Bench) -> Iterator[Row]:
     words = b"one\n" + b"red house " * 50_000 + b"\ntwo\n"
     for name, flags in (("", []), (", --json", ["--json"])):
         found = measured(["translate", run, *flags], lambda pipe: pipe.write(words))
-        yield _bounded(f"a line of 100,000 words translated{name}", found, 0, 3)
+        yield bounded(f"a line of 100,000 words translated{name}", found, 0, 3)
     block = b"red house " * 100_000
 
     def gigabyte(pipe: Any) -> None:
@@ -89,17 +94,17 @@ def long_lines(bench: Bench) -> Iterator[Row]:
         for _ in range(1000):
             pipe.write(block)
 
-    yield _bounded(
+    yield bounded(
         "1 GB without a line end from a pipe, translated", measured(["translate", run], gigabyte), 0, 2
     )
     sparse = bench.folder / "sparse"
     with open(sparse, "wb") as file:
         file.truncate(1 << 30)
     found = measured(["translate", run, "--input", str(sparse)])
-    yield _bounded("1 GB of NUL without a line end as --input, translated", found, 0, 1)
+    yield bounded("1 GB of NUL without a line end as --input, translated", found, 0, 1)
     for name, code in (("--prefix", 1), ("--score", 1), ("--reference", 0)):
         found = measured(["translate", run, name, str(sparse)], lambda pipe: pipe.write(b"one\n"))
-        yield _bounded(f"1 GB without a line end as {name}", found, code)
+        yield bounded(f"1 GB without a line end as {name}", found, code)
 
 
 def long_training(bench: Bench) -> Iterator[Row]:
@@ -130,8 +135,8 @@ def long_training(bench: Bench) -> Iterator[Row]:
                 else:
                     file.write(line + b"\n")
         code = 1 if line is None else 0
-        yield _bounded(f"{name} in training text", measured(["data", config]), code)
-        yield _bounded(f"{name} in the text of a new tokenizer", measured(["data", own]), code)
+        yield bounded(f"{name} in training text", measured(["data", config]), code)
+        yield bounded(f"{name} in the text of a new tokenizer", measured(["data", own]), code)
     for side in ("en", "de"):
         (bench.folder / f"long.{side}").unlink()
 
@@ -146,15 +151,15 @@ def limits(bench: Bench) -> Iterator[Row]:
     ):
         answer = call(translate, [run, *flags], b"one\n")
         yield row(f"translate.py {' '.join(flags)}", answer.code == 2, "refused, exit code 2")
-    yield _bounded("/dev/zero as configuration", measured(["train", "/dev/zero", "--check"]), 2)
-    yield _bounded("/dev/zero as weights", measured(["translate", run, "--checkpoint", "/dev/zero"]), 1)
+    yield bounded("/dev/zero as configuration", measured(["train", "/dev/zero", "--check"]), 2)
+    yield bounded("/dev/zero as weights", measured(["translate", run, "--checkpoint", "/dev/zero"]), 1)
     header = struct.pack("<Q", 1 << 62) + b"{}"
     with bench.damaged(bench.run / "model.safetensors", header):
-        yield _bounded("weights that announce a header of 2^62 bytes", measured(["translate", run]), 1)
+        yield bounded("weights that announce a header of 2^62 bytes", measured(["translate", run]), 1)
     flags = ["--beam", "1000", "--max-length", "100000", "--set", "decode.max_length_ratio=1e9"]
     config = bench.config.read_text().replace("decoder_layers: 1", "decoder_layers: 100")
     config = config.replace("updates: 2", "updates: 1")
     run = str(bench.folder / "deep")
     assert not call(train, [bench.file("deep.yaml", config.encode()), "--run-dir", run]).code
     found = measured(["translate", run, *flags], lambda pipe: pipe.write(b"one\n"))
-    yield _bounded("100 layers, 1,000 hypotheses of up to 100,000 subwords", found, 2)
+    yield bounded("100 layers, 1,000 hypotheses of up to 100,000 subwords", found, 2)

@@ -183,7 +183,7 @@ def _arms(
     if config.model != run_config(run).model:
         raise ConfigError(f"{run} was trained as another model; leave out --set model...")
     file = weights_file(run, arguments.checkpoint)
-    if not file.is_file():
+    if not file.exists():
         kept = run / CHECKPOINTS
         there = [path.stem for path in sorted(kept.glob("*.safetensors"))]
         there += ["last"] if weights_file(run, "last").is_file() else []

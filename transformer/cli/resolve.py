@@ -86,6 +86,8 @@ def config_file_of(run: Path) -> Path:
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such run directory; train one with train.py")
     if not file.is_file():
+        if file.exists():
+            raise CheckpointError(f"{file}: it is no regular file; put back a copy of it")
         if put_aside(run):
             raise CheckpointError(
                 f"{run}: its run was put aside by a start with --overwrite, which is at work or was killed;"

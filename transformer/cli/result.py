@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..core.disk import content
 from ..core.errors import CheckpointError
 from ..core.plans import shown
 from ..core.reading import read_json
@@ -89,7 +90,7 @@ def read_result(run_dir: Path) -> dict[str, Any]:
     """What result.json holds; CheckpointError when it is missing or no JSON object."""
     path = run_dir / RESULT
     try:
-        result = read_json(path.read_text(encoding="utf-8"))
+        result = read_json(content(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: no scores here ({error}); has the run ended?") from error
     if not isinstance(result, dict):

@@ -150,7 +150,7 @@ def weights_file(directory: Path, checkpoint: str | None) -> Path:
     if checkpoint == "last":
         return directory / CHECKPOINTS / "last" / WEIGHTS
     within = directory / CHECKPOINTS / f"{checkpoint}.safetensors"
-    return within if within.is_file() else Path(checkpoint)
+    return within if within.exists() else Path(checkpoint)
 
 
 def pick_device(name: str) -> torch.device:

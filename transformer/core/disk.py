@@ -44,10 +44,30 @@ def not_through_a_link(path: str, flags: int) -> int:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a link, and what it leads to is not touched", path) from error
         raise
+    return _require_regular(descriptor, path, "it is no file")
+
+
+def regular(path: str, flags: int) -> int:
+    """`open`'s opener of a file that lies in a directory which may come from anywhere. Links are followed.
+
+    OSError, which says so, where it is no regular file: a pipe would be waited for, a device may have no end.
+    What a user names as input is not opened by this: that may well be a pipe.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    return _require_regular(descriptor, path, "it is no regular file")
+
+
+def _require_regular(descriptor: int, path: str, message: str) -> int:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no file", path)
+        raise OSError(errno.EINVAL, message, path)
     return descriptor
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a regular file; OSError, which says so, for all else."""
+    with open(path, "rb", opener=regular) as file:
+        return file.read()
 
 
 def clear(path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from .configuration import Section
+from .disk import regular
 from .errors import ConfigError, Problem
 from .explaining import explain_failures
 from .options import holds_plan, subsection
@@ -195,7 +196,8 @@ def _documents(name: str, chain: tuple[str, ...], source: str, problems: list[Pr
         problems.append(Problem("extends", f"the files extend each other in a circle: {arrows}", source))
         return
     try:
-        with open(name, "rb") as file:
+        # What the user names may be a pipe; what a file names, as one that came with a run, may not.
+        with open(name, "rb", opener=regular if chain else None) as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise ValueError(f"it has more than {LARGEST:,} bytes, and is no configuration")

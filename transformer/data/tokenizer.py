@@ -25,7 +25,7 @@ import sentencepiece
 from pydantic import Field
 
 from ..core.configuration import Count, Float, Int, NonNegative, Section, Text
-from ..core.disk import replace
+from ..core.disk import content, replace
 from ..core.errors import DataError, Problem
 from ..core.special import BOS, EOS, PAD, UNK
 from .cleaning import clean
@@ -119,7 +119,7 @@ class Tokenizer:
     def load(cls, path: str | Path) -> Tokenizer:
         """Raises DataError naming the file when it is missing, broken, or has other control ids."""
         try:
-            tokenizer = cls(Path(path).read_bytes())
+            tokenizer = cls(content(Path(path)))
             _ = tokenizer.vocabulary  # pieces that are not UTF-8 would be found out by a translation
         except OSError as error:
             raise DataError(f"{path}: cannot read the tokenizer: {error.strerror or error}") from None
@@ -197,10 +197,10 @@ def load_tokenizers(directory: str | Path) -> tuple[Tokenizer, Tokenizer]:
     directory = Path(directory)
     if (directory / "tokenizer").is_dir():
         directory /= "tokenizer"
-    if (directory / JOINT).is_file():
+    if (directory / JOINT).exists():
         joint = Tokenizer.load(directory / JOINT)
         return joint, joint
-    missing = [name for name in (SOURCE, TARGET) if not (directory / name).is_file()]
+    missing = [name for name in (SOURCE, TARGET) if not (directory / name).exists()]
     if missing:
         raise DataError(f"{directory}: no tokenizer here: neither {JOINT} nor {' and '.join(missing)}")
     return Tokenizer.load(directory / SOURCE), Tokenizer.load(directory / TARGET)

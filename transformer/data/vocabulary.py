@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..core.disk import replace
+from ..core.disk import content, replace
 from ..core.errors import DataError
 from ..core.reading import read_json
 from .cache import TOKENIZERS, fetch, key_of
@@ -28,7 +28,7 @@ def tokenizers_for(
 ) -> tuple[Tokenizer, Tokenizer]:
     """Those of the run directory if it has them, else those named, else cached or newly trained ones."""
     options = config.tokenizer.training_options()
-    if (directory / _STAMP).is_file():
+    if (directory / _STAMP).exists():
         return _kept(config, text, directory, log)
     if config.tokenizer.path is not None:
         tokenizers = load_tokenizers(config.tokenizer.path)
@@ -54,9 +54,9 @@ def tokenizers_for(
 def _kept(config: DataConfig, text: SplitText, directory: Path, log: Log) -> tuple[Tokenizer, Tokenizer]:
     """The run's own tokenizers stay, though the text may have changed: the model's ids mean their pieces."""
     try:
-        stamp = read_json((directory / _STAMP).read_text(encoding="utf-8"))
+        stamp = read_json(content(directory / _STAMP))
         trained_with, trained_on = dict(stamp["options"]), str(stamp["text"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{directory / _STAMP}: cut short or damaged ({error!r}); {_mend(directory)}"
         ) from error

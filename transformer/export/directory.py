@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.disk import sync_directory, sync_file
+from ..core.disk import content, sync_directory, sync_file
 from ..core.errors import CheckpointError, Problem
 from ..core.reading import read_json
 from ..core.rundir import CONFIG_FILE, TOKENIZERS
@@ -59,7 +59,7 @@ def unusable(directory: Path, run: Path, force: bool) -> Iterator[Problem]:
 def _is_export(directory: Path) -> bool:
     """Of any format: one that this version does not read can be replaced, too."""
     try:
-        manifest = read_json((directory / MANIFEST).read_bytes())
+        manifest = read_json(content(directory / MANIFEST))
     except (OSError, ValueError):
         return False
     return (

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..core.disk import content as content_of
+from ..core.disk import regular
 from ..core.errors import CheckpointError
 from ..core.reading import read_json
 
@@ -69,7 +71,7 @@ def read_manifest(directory: Path) -> Manifest:
             " write one with `python -m transformer export RUN --to ctranslate2 DIR`"
         )
     try:
-        content = file.read_bytes()
+        content = content_of(file)
         manifest = Manifest.model_validate_json(content)
         held = read_json(content)
     except ValidationError as error:
@@ -95,7 +97,7 @@ def digests(directory: Path) -> dict[str, str]:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open(path, "rb", opener=regular) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

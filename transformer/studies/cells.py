@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.configuration import Section
+from ..core.disk import content
 from ..core.errors import CheckpointError, ConfigError, Problem
 from ..core.loading import Override, load
 from ..core.plans import shown
@@ -178,7 +179,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def read_result(run_dir: Path) -> dict[str, Any]:
     """What result.json holds; nothing when the run has not come to an end."""
     try:
-        result = read_json((run_dir / RESULT).read_text(encoding="utf-8"))
+        result = read_json(content(run_dir / RESULT))
     except (OSError, ValueError):
         return {}
     return result if isinstance(result, dict) else {}
@@ -187,7 +188,7 @@ def read_result(run_dir: Path) -> dict[str, Any]:
 def load_yaml(cell: Cell) -> dict[str, Any]:
     """The configuration that the run directory of a cell holds."""
     file = cell.run_dir / CONFIG_FILE
-    values = read_yaml(file.read_bytes(), str(file)).values
+    values = read_yaml(content(file), str(file)).values
     return values if isinstance(values, dict) else {}
 
 

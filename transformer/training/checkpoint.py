@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..core.disk import replace
+from ..core.disk import regular, replace
 from ..core.errors import CheckpointError
 from ..core.holding import require_held
 from ..core.reading import read_json
@@ -54,6 +54,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     The checksum is verified; a file of an older version, or of another program, has none.
     """
     try:
+        with open(path, "rb", opener=regular):  # safe_open would wait for a pipe, and hear no signal
+            pass
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

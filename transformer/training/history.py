@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..core.disk import content
+from ..core.errors import CheckpointError
 from ..core.reading import read_json
 
 SPIKE = 10.0  # times the median of a gradient norm's last 50 values
@@ -33,9 +35,16 @@ class Past:
 
 
 def read_past(path: Path) -> Past:
-    """Empty where there is no such file; a line that cannot be read, as in a damaged one, is left out."""
+    """Empty where there is no such file; a line that cannot be read, as in a damaged one, is left out.
+
+    CheckpointError where it is no regular file, or cannot be read.
+    """
     past = Past()
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    try:
+        lines = content(path).splitlines() if path.exists() else []
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    for line in lines:
         with suppress(ValueError, OverflowError, KeyError, TypeError, AttributeError):
             _note(read_json(line), past)
     return past

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ..core.disk import not_through_a_link
+from ..core.disk import not_through_a_link, regular
 from ..core.errors import CheckpointError
 from ..core.rundir import LOG, METRICS, TENSORBOARD
 from .monitor import Reading
@@ -74,12 +74,18 @@ class Logbook:
             self.events = None
 
     def position(self) -> int:
-        """Bytes of metrics.jsonl so far, which are on the disk afterwards."""
-        if not self.metrics_path.exists():
+        """Bytes of metrics.jsonl so far, which are on the disk afterwards.
+
+        CheckpointError where it cannot be read, or is no regular file.
+        """
+        try:
+            with open(self.metrics_path, "rb", opener=regular) as file:
+                os.fsync(file.fileno())
+                return os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
             return 0
-        with open(self.metrics_path, "rb") as file:
-            os.fsync(file.fileno())
-            return os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise CheckpointError(f"{self.metrics_path}: cannot be read ({error.strerror})") from error
 
     def say(self, text: str) -> None:
         """A line for people: log.txt and console."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.disk import content, regular
 from ..core.errors import CheckpointError
 from .checkpoint import write_atomically
 
@@ -19,7 +20,7 @@ _CHUNK = 1 << 20
 def file_digest(path: Path, size: int | None = None) -> str:
     """SHA-256 of a file, or of its first `size` bytes. OSError as reading raises it."""
     found, left = hashlib.sha256(), size
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         while block := file.read(_CHUNK if left is None else min(_CHUNK, left)):
             found.update(block)
             left = None if left is None else left - len(block)
@@ -45,7 +46,7 @@ def verified(directory: Path) -> dict[str, Any] | None:
     """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(content(path))
         files = {str(name): (int(of["bytes"]), str(of["sha256"])) for name, of in manifest["files"].items()}
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']!r}, this version reads {FORMAT}")
@@ -62,7 +63,7 @@ def verified(directory: Path) -> dict[str, Any] | None:
     ) as error:
         raise CheckpointError(f"{path}: damaged ({error!r})") from error
     for name, (size, digest) in files.items():
-        if "\0" in name or "\\" in name or Path(name).name != name:
+        if "\0" in name or "\\" in name or Path(name).name != name or name in ("", ".."):
             raise CheckpointError(f"{path}: names {name!r}, which is no file of its own directory")
         _verify(directory / name, size, digest)
     return dict(manifest)
@@ -70,8 +71,10 @@ def verified(directory: Path) -> dict[str, Any] | None:
 
 def _verify(path: Path, size: int, digest: str) -> None:
     try:
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(f"{path}: no such file")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: it is no regular file")
         if (found := path.stat().st_size) != size:
             raise CheckpointError(f"{path}: cut short or damaged ({found:,} bytes instead of {size:,})")
         if file_digest(path) != digest:
