@@ -19,6 +19,7 @@ from typing import Any
 import sentencepiece
 import torch
 from fuzzing import Bench, call
+from hostile_places import places, unfolding
 from hostile_sizes import Row, limits, long_lines, long_training, row
 from sentencepiece import sentencepiece_model_pb2 as proto
 
@@ -164,7 +165,7 @@ def vocabularies(bench: Bench) -> Iterator[Row]:
         yield row(f"training on {name}", fine, outcome)
 
 
-FAULTS = (pickles, tags, climbing, limits, vocabularies, long_lines, long_training)
+FAULTS = (pickles, tags, climbing, unfolding, places, limits, vocabularies, long_lines, long_training)
 
 
 def rows(only: str = "") -> Iterator[Row]:

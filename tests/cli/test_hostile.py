@@ -60,11 +60,26 @@ def test_the_fuzzer_sees_a_crash_a_wrong_code_and_a_lost_line() -> None:
         require(Answer(0, b"a\nb\n", ""), [0], 3)
 
 
-@pytest.mark.parametrize("fault", [hostile.pickles, hostile.tags, hostile.climbing], ids=lambda f: f.__name__)
-def test_nothing_that_is_read_runs_or_climbs_out(bench: Bench, fault: Any) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [hostile.pickles, hostile.tags, hostile.climbing, hostile.places],
+    ids=lambda f: f.__name__,
+)
+def test_nothing_that_is_read_runs_climbs_out_or_is_waited_for(bench: Bench, fault: Any) -> None:
     rows = list(fault(bench))
     assert rows
     assert not [row for row in rows if row[2].startswith("FAILED")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measured by wait4")
+def test_a_state_that_unfolds_without_bound_ends_a_resumed_run_at_once(bench: Bench) -> None:
+    """One of them in a process that can be killed; all of them in test_unfolding.py."""
+    try:
+        fault, _, outcome = next(hostile.unfolding(bench))
+    finally:
+        bench.restore()
+    assert "2^60" in fault
+    assert outcome.startswith("exit code 1, ")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hostile_places import as_state
 
 from transformer.core.disk import clear
 from transformer.core.errors import CheckpointError
@@ -317,11 +318,10 @@ def test_a_state_of_odd_values_is_refused_although_its_checksums_are_right(
         workshop.trainer(updates=1).resume()
 
 
-def test_a_state_that_is_nested_too_deeply_is_refused(last: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_is_nested_too_deeply_is_refused(last: Path) -> None:
     """Python does not write such a one; others may."""
-    found: list[Any] = []
-    for _ in range(100_000):
-        found = [found]
-    monkeypatch.setattr(torch, "load", lambda *_, **__: {"update": 2, "value": found})
+    lists = b"]" * 100_000 + b"a" * 99_999
+    (last / "manifest.json").unlink()
+    (last / "trainer.pt").write_bytes(as_state(b"\x80\x02" + lists + b"."))
     with pytest.raises(CheckpointError, match="nested too deeply"):
         states.read_training(last)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from ..core.signature import Doc
 from ..model.transformer import Transformer
 from ..training.config import TrainConfig
 from ..training.optimizers import make_optimizer
-from ..training.states import STATE
+from ..training.states import STATE, read_state
 from .curvature import Eigenvalue, adam_scale, hessian_product, largest_rate, scaled, top_eigenvalue
 from .finding import COLOURS, MARKERS, Finding, of_seeds
 from .registry import PROBES, Probe, Say
@@ -62,16 +61,16 @@ def moments_of(weights: Path | None, model: Transformer, config: TrainConfig) ->
     It does in checkpoints/last. AdamW and RAdam have the same second moments. No weights decay from here on.
     """
     path = None if weights is None else weights.parent / STATE
-    if path is None or not path.is_file():
+    if path is None or not path.exists():
         return None
     optimizer = make_optimizer(model, config)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["optimizer"]
+        state = read_state(path)["optimizer"]
         seen = state.get("state", {}).values()
         if not seen or not all("exp_avg_sq" in each for each in seen):
             return None
         optimizer.load_state_dict(state)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: no state of an optimizer of this model ({error})") from error
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0

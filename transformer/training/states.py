@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.disk import clear, sync_directory
+from ..core.disk import clear, regular, sync_directory
 from ..core.errors import CheckpointError
 from ..core.holding import require_held
 from ..core.rundir import WEIGHTS
 from .checkpoint import beside, others, read_weights, write_atomically, write_weights
 from .fingerprint import SHOWN, leaves, state_hash
 from .manifest import MANIFEST, verified, write_manifest
+from .unfolding import require_bounded
 
 STATE = "trainer.pt"
 HASH = "hash"
@@ -118,23 +119,7 @@ def find_training(directory: Path) -> Saved:
 def read_training(directory: Path, faults: tuple[str, ...] = ()) -> Saved:
     """What `save_training` wrote to one directory, every checksum verified, or CheckpointError."""
     manifest, path = verified(directory), directory / STATE
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except pickle.UnpicklingError:  # torch's words tell how to have the code in it run
-        raise CheckpointError(
-            f"{path}: holds objects other than plain values, or is damaged; it was not loaded"
-        ) from None
-    except Exception as error:  # what damaged bytes raise is nowhere promised
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: cut short or damaged ({reason})") from error
-    if not isinstance(state, dict) or "update" not in state:
-        raise CheckpointError(f"{path}: not a trainer state of this toolkit")
-    try:
-        _require_form(state, path)
-    except RecursionError:
-        raise CheckpointError(f"{path}: not a trainer state of this toolkit: nested too deeply") from None
+    state = read_state(path)
     weights, metadata = read_weights(directory / WEIGHTS)
     if metadata.get("update") != str(state["update"]):
         raise CheckpointError(
@@ -151,6 +136,28 @@ def read_training(directory: Path, faults: tuple[str, ...] = ()) -> Saved:
             f"{directory}: damaged (its content, {STATE} and {MANIFEST} disagree: {hashes})"
         )
     return Saved(directory, weights, state, digest, faults)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """trainer.pt, every part of its kind and no larger than the file lets expect, or CheckpointError."""
+    try:
+        with open(path, "rb", opener=regular) as file:
+            require_bounded(torch._C.PyTorchFileReader(file).get_record("data.pkl"))
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except pickle.UnpicklingError:  # torch's words tell how to have the code in it run
+        raise CheckpointError(
+            f"{path}: holds objects other than plain values, or is damaged; it was not loaded"
+        ) from None
+    except Exception as error:  # what damaged bytes raise is nowhere promised
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise CheckpointError(f"{path}: cut short or damaged ({reason})") from error
+    if not isinstance(state, dict) or "update" not in state:
+        raise CheckpointError(f"{path}: not a trainer state of this toolkit")
+    _require_form(state, path)
+    return state
 
 
 def _require_form(state: Mapping[str, Any], path: Path) -> None:
