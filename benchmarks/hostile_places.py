@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import stat
-import threading
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from transformer.training.manifest import MANIFEST
 
 LAST = "checkpoints/last"
 KEPT = "checkpoints/update-*.safetensors"
-LOOK = 0.5  # seconds between two looks at who waits for a pipe
 
 
 def laughing() -> dict[str, bytes]:
@@ -82,33 +81,38 @@ READERS = {  # of each file of a run
 }
 
 
+# In a process of its own: who waits for a pipe in C may keep all threads of Python from running.
+RELEASE = """\
+import os, stat, sys, time
+while True:
+    time.sleep(0.5)
+    try:
+        writer = os.open(sys.argv[1], os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:  # nobody reads
+        continue
+    if stat.S_ISFIFO(os.fstat(writer).st_mode):  # it has not been replaced
+        print("waited for", flush=True)
+    os.close(writer)
+"""
+
+
 @contextmanager
 def instead(path: Path, kind: str) -> Iterator[list[str]]:
-    """A pipe or a directory has a file's name. Who waits for the pipe is noted, and let go."""
+    """A pipe or a directory has a file's name. Who waits for the pipe is noted afterwards, and let go."""
     waited: list[str] = []
-    ended = threading.Event()
-
-    def release() -> None:
-        while not ended.wait(LOOK):
-            with suppress(OSError):  # nobody reads
-                writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-                if stat.S_ISFIFO(os.fstat(writer).st_mode):  # it has not been replaced
-                    waited.append(str(path))
-                os.close(writer)
-
     path.unlink(missing_ok=True)
     if kind == "directory":
         path.mkdir()
         yield waited
         return
     os.mkfifo(path)
-    thread = threading.Thread(target=release)
-    thread.start()
-    try:
-        yield waited
-    finally:
-        ended.set()
-        thread.join()
+    command = [sys.executable, "-S", "-c", RELEASE, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield waited
+        finally:
+            process.kill()
+            waited += process.communicate()[0].splitlines()
 
 
 def places(bench: Bench) -> Iterator[Row]:
