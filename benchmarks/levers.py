@@ -84,9 +84,12 @@ def trainer_of(shape: str, folder: Path, base: Path, threads: int, precision: st
 def alternating(
     on: Callable[[], float], off: Callable[[], float], rounds: int
 ) -> tuple[list[float], list[float]]:
-    """Speeds of both, in turn, after a round that makes kernels and memory ready."""
-    pairs = [(on(), off()) for _ in range(rounds + 1)][1:]
-    return [one for one, _ in pairs], [other for _, other in pairs]
+    """Speeds of both, in turn and in turned order, after a round that makes kernels and memory ready."""
+    found: tuple[list[float], list[float]] = [on()], [off()]
+    for turn in range(rounds):
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            found[which].append((on, off)[which]())
+    return found[0][1:], found[1][1:]
 
 
 def row(text: str, on: Sequence[float], off: Sequence[float]) -> str:

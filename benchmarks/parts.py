@@ -198,7 +198,7 @@ def rows_of(whole: float, parts: Mapping[str, Part], rates: Rates, name: str) ->
         reached = reached or f"{part.bytes / part.seconds / 1e9:.1f} GB/s"
         bounds = (f"{bound * 1e3:.0f}" for bound in (part.alone, rates.least(part)))
         rows.append([each, *shown(part.seconds, whole), reached, *bounds])
-    rest = max(whole - sum(part.seconds for part in parts.values()), 0.0)
+    rest = whole - sum(part.seconds for part in parts.values())  # of two passes: it may be below 0
     rows.append(["interpreter", *shown(rest, whole), "", "", ""])
     rows.append([name, f"{whole * 1e3:.0f}", "", "", *(f"{x * 1e3:.0f}" for x in bounds_of(parts, rates))])
     return rows

@@ -18,25 +18,18 @@ ran in the same round saw the same machine.
 
 `limit`: what the matrix products without padding take at the fastest rate of products in that number format,
 or the bytes of weights, optimizer and cache at the rate of copies, whichever is longer; both rates measured
-by the process of the system that the row names, which computes in that format, when it is done. There
-`ours x` is that system's share of the limit.
+by the process of the system that the row names when it is done. On a shared machine they vary several times
+over, and a low one is no limit: the highest of the rounds stands there, and `ours x` is the share that the
+system's median has of it.
 """
 
 from __future__ import annotations
 
-import ast
-import json
-import platform
 import statistics
-import subprocess
 from collections.abc import Iterator, Sequence
-from datetime import date
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from .environments import ROOT, TORCH
 from .shapes import BEAMS, SHAPES
-from .systems import SYSTEMS
 
 GIB = 1 << 30
 
@@ -121,12 +114,8 @@ def table(trials: Sequence[Trial], systems: Sequence[str], shape: str, task: str
             yield "| " + " | ".join([f"`{name}`", *cells(own, here[first], columns, len(head) - 1)]) + " |"
     for name, own in here.items():
         for kind in dict.fromkeys(kind for trial in own for kind in trial.found.get("limits", ())):
-            limits = [
-                trial._replace(found=trial.found["limits"][kind])
-                for trial in own
-                if kind in trial.found.get("limits", ())
-            ]
-            row = [f"limit, {kind} (`{name}`)", *cells(limits, own, columns, len(head) - 1)]
+            rates = [trial.found["limits"][kind] for trial in own if kind in trial.found.get("limits", ())]
+            row = [f"limit, {kind} (`{name}`)", *limit_cells(rates, own, columns)]
             yield "| " + " | ".join(row) + " |"
 
 
@@ -184,119 +173,24 @@ def cells(own: Sequence[Trial], first: Sequence[Trial], columns: Sequence[Column
     return row
 
 
+def limit_cells(
+    rates: Sequence[dict[str, float]], own: Sequence[Trial], columns: Sequence[Column]
+) -> list[str]:
+    """The highest limit that a round found, and the system's share of it, by its median."""
+    row = []
+    for column in columns:
+        values = [each[column.key] for each in rates if column.key in each]
+        shown = f"{max(values, default=0.0):{column.form}}"
+        if len(values) > 1:
+            shown += f" (from {min(values):{column.form}})"
+        reached = [trial.found[column.key] for trial in own if column.key in trial.found]
+        share = f"{statistics.median(reached) / max(values):.2f}" if values else ""
+        row += [shown, share] if values and column.is_rate else [""] * (1 + column.is_rate)
+    return row
+
+
 def ratio(own: Sequence[Trial], first: Sequence[Trial], key: str) -> str:
     """How many times as fast the first system is, over the rounds both have."""
     rates = {trial.round: trial.found[key] for trial in first if not trial.failure}
     ratios = [rates[trial.round] / trial.found[key] for trial in own if trial.round in rates]
     return f"{statistics.median(ratios):.2f}" if ratios else ""
-
-
-def facts(command: str, threads: int, rounds: int, updates: int) -> dict[str, Any]:
-    """What the figures depend on besides the systems."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return {
-        "command": command,
-        "date": str(date.today()),
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown",
-        "machine": platform.machine(),
-        "processor": processor(),
-        "python": platform.python_version(),
-        "torch": TORCH.partition("==")[2],
-        "threads": threads,
-        "rounds": rounds,
-        "updates": updates,
-    }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (named or [platform.processor() or "unknown"])[0]
-
-
-def saved(files: Sequence[Path]) -> tuple[list[Trial], list[dict[str, Any]]]:
-    """Trials of several runs, and what each depends on; rounds of one file are not those of another.
-
-    Raises OSError, and ValueError for a file that `--json` did not write.
-    """
-    trials: list[Trial] = []
-    known: list[dict[str, Any]] = []
-    for file in files:
-        try:
-            run = json.loads(file.read_text(encoding="utf-8"))
-            found = [Trial(**trial) for trial in run.pop("trials")]
-            passed = sum(before["rounds"] for before in known)
-            trials += [trial._replace(round=passed + trial.round) for trial in found]
-            FACTS.format(**run)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise ValueError(f"{file}: not what --json writes") from None
-        known.append(run)
-    return trials, known
-
-
-FACTS = """    {command}
-
-{processor} ({machine}), Python {python}, torch {torch}, commit {commit}, {date}; rounds: {rounds},
-threads: {threads}."""
-
-PAGE = """# Beside the peers
-
-{facts}
-
-The same Multi30k text (English to German) in the same pieces, the same shape, about as many target tokens an
-update, one process at a time. Medians over the rounds, every second one in reverse order; least and most in
-brackets.
-
-{shapes}
-
-{tables}
-
-## What is measured
-
-{meaning}
-
-## How each system was run
-
-{systems}
-"""
-
-
-def page(trials: Sequence[Trial], systems: Sequence[str], known: Sequence[dict[str, Any]]) -> str:
-    """A page that tells what was measured, and how; `known` are the facts of each run."""
-    meaning = ast.get_docstring(ast.parse(Path(__file__).read_text(encoding="utf-8"))) or ""
-    measured = {trial.system for trial in trials}
-    modules = dict.fromkeys(SYSTEMS[name].module for name in systems if name in measured)
-    return PAGE.format(
-        facts="\n\n".join(FACTS.format(**each) for each in known),
-        shapes="\n".join(f"- {describe(name, trials)}" for name in dict.fromkeys(t.shape for t in trials)),
-        tables="\n\n".join(filter(None, (summary(trials, systems), tables(trials, systems)))),
-        meaning=meaning.partition("\n\n")[2],
-        systems="\n\n".join(
-            how(module, [name for name in systems if name in measured]) for module in modules
-        ),
-    )
-
-
-def describe(name: str, trials: Sequence[Trial]) -> str:
-    """A shape, and how many updates were timed in it."""
-    shape = SHAPES[name]
-    timed = {t.found["updates_timed"] for t in trials if t.shape == name and "updates_timed" in t.found}
-    return (
-        f"`{name}`: width {shape.d_model}, feed-forward {shape.d_ff}, {shape.heads} heads, {shape.layers} +"
-        f" {shape.layers} layers, {shape.vocabulary:,} pieces"
-        + (f"; {' or '.join(map(str, sorted(timed)))} timed updates" if timed else "")
-    )
-
-
-def how(module: str, systems: Sequence[str]) -> str:
-    """Version, wiring and variant of the systems an adapter runs, and what its first lines say."""
-    own = [(name, SYSTEMS[name]) for name in systems if SYSTEMS[name].module == module]
-    named = [
-        f"`{name}` ({', '.join(filter(None, (system.version, system.wiring, system.variant)))})"
-        for name, system in own
-    ]
-    file = Path(__file__).with_name(f"{module}.py")
-    told = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return f"{', '.join(named)}. {' '.join(told.split())}"

@@ -38,7 +38,8 @@ if not __package__:  # run as a file
 from benchmarks.arguments import at_least, new_file, old_file  # noqa: E402
 from benchmarks.peers.environments import CACHE, Unusable, environment, reason  # noqa: E402
 from benchmarks.peers.others import Spent  # noqa: E402
-from benchmarks.peers.report import Trial, facts, page, saved, summary, tables  # noqa: E402
+from benchmarks.peers.page import facts, page, saved  # noqa: E402
+from benchmarks.peers.report import Trial, summary, tables  # noqa: E402
 from benchmarks.peers.shapes import SHAPES  # noqa: E402
 from benchmarks.peers.systems import SYSTEMS, TASKS  # noqa: E402
 
