@@ -65,14 +65,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
         return 2
-    size = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
-    if name in ALONE and size != "1":
+    size = os.environ.get("WORLD_SIZE", "") if "RANK" in os.environ else ""
+    if name in ALONE and size not in ("", "1") and not {"-h", "--help"} & {*rest}:
         told = (
             f"error: {name}: RANK and WORLD_SIZE say that this is one of {size} processes, which would read"
         )
         told += " and write the same; start one, without torchrun, or unset the two"
         print(f"{told} (--processes N starts more)" if name == "translate" else told, file=sys.stderr)
         return 2
+    try:
+        os.getcwd()
+    except OSError as error:  # libraries would end the process when they are loaded
+        if name != "doctor":
+            print(
+                f"error: the current directory: {error.strerror}; change to one that is there",
+                file=sys.stderr,
+            )
+            return 1
     try:
         command = importlib.import_module(f".cli.{name}", __package__)
     except (ImportError, OSError) as error:  # the latter of a library that a package lacks

@@ -28,6 +28,16 @@ ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
 
 
+def test_a_current_directory_that_is_gone_is_told_before_a_library_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert toolkit(["list", "norms"]) == 1
+    assert "error: the current directory: No such file or directory; change to" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_list_shows_every_choice_with_its_title(kind: str, capsys: Capture) -> None:
     assert toolkit(["list", kind]) == 0

@@ -6,17 +6,19 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from transformer.cli.hold import held
+from transformer.cli.room import room
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
 from transformer.core.errors import CheckpointError, ConfigError
@@ -173,6 +175,29 @@ def test_who_has_lost_the_lock_writes_nothing_more(
     assert manifest["update"] == 5
     assert not (ours / "result.json").exists()
     assert (ours / "run.lock").exists() == anew
+
+
+def test_who_has_lost_the_lock_puts_nothing_back(run: Path, tmp_path: Path) -> None:
+    """Another one has begun to train there meanwhile."""
+    ours = tmp_path / "run"
+    shutil.copytree(run, ours)
+    with suppress(InterruptedError), held(ours), room(ours, overwrite=True):
+        (ours / "run.lock").unlink()
+        (ours / "config.yaml").write_text("of another one")
+        raise InterruptedError
+    assert (ours / "config.yaml").read_text() == "of another one"
+
+
+def test_the_directory_that_a_process_works_in_may_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with held(Path("run")):
+        monkeypatch.chdir("/")
+        require_held(tmp_path / "run" / "model.safetensors")
+        os.utime(tmp_path / "run" / "run.lock", (0, 0))
+        require_held(tmp_path / "run" / "model.safetensors")
+        assert (tmp_path / "run" / "run.lock").stat().st_mtime > 0, "it is not old"
 
 
 def test_what_lies_elsewhere_asks_for_no_lock(tmp_path: Path) -> None:

@@ -99,11 +99,15 @@ def test_what_is_one_process_is_not_started_several_times(
     """Two that read one standard input got a part of the lines each."""
     for variable, value in {**TWO, "RANK": "1"}.items():
         monkeypatch.setenv(variable, value)
-    assert toolkit([name, "--help"]) == 2
+    assert toolkit([name, "x"]) == 2
     assert f"error: {name}: RANK and WORLD_SIZE say that this is one of 2" in capsys.readouterr().err
-    monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(SystemExit, match="0"):
         toolkit([name, "--help"])
+    for alone in ("1", ""):
+        monkeypatch.setenv("WORLD_SIZE", alone)
+        with suppress(SystemExit):
+            assert toolkit([name, "x"]) != 0
+        assert "RANK" not in capsys.readouterr().err
 
 
 def free_port() -> int:

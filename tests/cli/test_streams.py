@@ -226,3 +226,12 @@ def test_translations_do_not_take_the_place_of_the_run(
     assert (run / name).read_bytes() == before
     assert translate([str(run), "--input", str(folder / "valid.en"), "--output", str(run / "hyp.txt")]) == 0
     (run / "hyp.txt").unlink()
+
+
+def test_an_output_that_is_no_file_is_an_error(
+    run: Path, folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for output in (run, tmp_path / "loop"):
+        assert translate([str(run), "--input", str(folder / "valid.en"), "--output", str(output)]) == 1
+        assert f"error: {output}: cannot be written" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from transformer.cli.resolve import run_config
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
 from transformer.core import disk
+from transformer.core.disk import clear
 from transformer.core.loading import load
 from transformer.core.signature import options_of
 from transformer.modules.placements import PLACEMENTS
@@ -461,6 +462,12 @@ def test_resuming_without_checkpoints_does_not_replace_the_model(
     assert (copy / "model.safetensors").read_bytes() == before
 
 
+def forget_states(run: Path) -> None:
+    """Take out of the log that states were saved."""
+    lines = (run / "log.txt").read_text().splitlines(keepends=True)
+    (run / "log.txt").write_text("".join(line for line in lines if "  state " not in line))
+
+
 def test_a_run_that_was_killed_before_it_saved_anything_begins_again(run: Path, tmp_path: Path) -> None:
     part = tmp_path / "part"
     shutil.copytree(run, part)
@@ -468,6 +475,7 @@ def test_a_run_that_was_killed_before_it_saved_anything_begins_again(run: Path, 
         shutil.rmtree(part / name)
     for name in ("model.safetensors", "result.json"):
         (part / name).unlink()
+    forget_states(part)
     assert train(["--resume", str(part)]) == 0
     ours, again = (load_file(folder / "model.safetensors") for folder in (run, part))
     assert all(torch.equal(ours[name], again[name]) for name in ours)
@@ -523,6 +531,30 @@ def test_a_damaged_stamp_of_the_tokenizer_is_named(
     assert "trained_from.json: cut short or damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("left", ["nothing", "a directory", "a link"])
+def test_a_run_whose_states_are_gone_is_not_begun_again(
+    left: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where `checkpoints` is on a disk that is not mounted."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for name in ("model.safetensors", "result.json"):
+        (copy / name).unlink()
+    shutil.move(copy / "checkpoints", tmp_path / "disk")
+    if left == "a directory":
+        (copy / "checkpoints").mkdir()
+    elif left == "a link":
+        (copy / "checkpoints").symlink_to(tmp_path / "gone")
+    before = (copy / "metrics.jsonl").read_bytes()
+    assert train(["--resume", str(copy)]) == 1
+    assert f"{copy / 'checkpoints' / 'last'}" in capsys.readouterr().err
+    assert (copy / "metrics.jsonl").read_bytes() == before
+    if left != "nothing":
+        clear(copy / "checkpoints")
+    shutil.move(tmp_path / "disk", copy / "checkpoints")
+    assert train(["--resume", str(copy)]) == 0
+
+
 def test_a_run_that_saved_nothing_says_how_it_ended(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -531,6 +563,7 @@ def test_a_run_that_saved_nothing_says_how_it_ended(
     shutil.rmtree(copy / "checkpoints")
     (copy / "model.safetensors").unlink()
     (copy / "result.json").write_text('{"status": "diverged", "reason": "too fast"}')
+    forget_states(copy)
     assert translate([str(copy)]) == 1
     assert "the run ended as diverged (too fast)" in capsys.readouterr().err
     assert train(["--resume", str(copy)]) == 0

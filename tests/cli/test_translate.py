@@ -15,6 +15,7 @@ import pytest
 
 from transformer.cli.average import main as average
 from transformer.cli.translate import main as translate
+from transformer.training.checkpoint import read_weights, write_weights
 
 ROOT = Path(__file__).parents[2]
 ODD = "one two\nred\u2028house\nred\x85house\rcat\n\n \nsmall\r\n\ufeffcat\x00one\nlast without end".encode()
@@ -214,6 +215,23 @@ def test_other_checkpoints_and_averages_can_be_used(run: Path, folder: Path, tmp
             checkpoint,
         ]
         assert translate([str(run), *arguments]) == 0
+
+
+def test_weights_of_other_subwords_are_not_averaged(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same shapes, as every run of a study has. An average says what it was trained with."""
+    foreign, mean = tmp_path / "foreign.safetensors", tmp_path / "averaged.safetensors"
+    tensors, header = read_weights(run / "model.safetensors")
+    write_weights(foreign, tensors, {**header, "pieces": "of another"})
+    assert average([str(run), "last", str(foreign), "--output", str(mean)]) == 1
+    assert f"{foreign}: trained with other subwords" in capsys.readouterr().err
+    assert not mean.exists()
+    assert average([str(run), "--last", "99", "--output", str(mean)]) == 0
+    assert "validated weights are kept, fewer than --last 99" in capsys.readouterr().err
+    assert (
+        read_weights(mean)[1]["pieces"] == read_weights(run / "checkpoints" / "best.safetensors")[1]["pieces"]
+    )
 
 
 def test_average_explains_what_it_cannot_do(

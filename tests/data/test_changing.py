@@ -136,6 +136,18 @@ def test_text_that_changes_while_it_is_encoded_is_left_at_the_next_part(
     assert kept(tmp_path / "cache") == {"tokenizers"}
 
 
+def test_who_may_read_a_text_is_not_what_it_says(section: Section, tmp_path: Path) -> None:
+    config = section()
+    text = SplitText(config, config.train, "train")
+    text.scan(tmp_path / "other", print)
+    for number in range(2):
+        (tmp_path / "train.de").chmod(0o600 + number)
+        text.require_unchanged()
+    turned(tmp_path / "train.de")
+    with pytest.raises(DataError, match=r"train\.de: it changed"):
+        text.require_unchanged()
+
+
 def test_what_is_committed_before_the_change_is_found_is_the_true_text(
     section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

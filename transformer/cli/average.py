@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.rundir import CHECKPOINTS
+from ..data.tokenizer import load_tokenizers
 from ..training.checkpoint import average_checkpoints, write_weights
 from .command import Parser, command
 from .lines import say
-from .resolve import config_file_of
-from .runs import weights_file
+from .resolve import config_file_of, run_config
+from .runs import made_with, require_made_with, weights_file
 
 
 @command
@@ -43,6 +44,14 @@ def main(argv: Sequence[str]) -> int:
     target = arguments.output or arguments.run / CHECKPOINTS / "averaged.safetensors"
     if target.exists() and "averaged" not in target.stem:
         raise ConfigError(f"--output {target} exists; choose another file")
-    write_weights(target, average_checkpoints(paths), {"averaged": " ".join(path.stem for path in paths)})
+    if not arguments.checkpoints and len(paths) < arguments.last:
+        say(f"note: {len(paths)} validated weights are kept, fewer than --last {arguments.last}")
+    config, tokenizers = run_config(arguments.run), load_tokenizers(arguments.run)
+
+    def require(header: Mapping[str, str], path: Path) -> None:
+        require_made_with(header, config, *tokenizers, path)
+
+    header = {"averaged": " ".join(path.stem for path in paths), **made_with(config, *tokenizers)}
+    write_weights(target, average_checkpoints(paths, require), header)
     say(f"{target}: the mean of {', '.join(map(str, paths))}")
     return 0

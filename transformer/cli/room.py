@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from ..core.disk import clear, sync_directory
 from ..core.errors import ConfigError
+from ..core.holding import lost
 from ..core.rundir import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -23,7 +25,7 @@ from ..core.rundir import (
     TOKENIZERS,
     WEIGHTS,
 )
-from ..export.manifest import MANIFEST
+from ..export.manifest import MANIFEST, read_manifest
 from .hold import held
 from .lines import say
 
@@ -52,7 +54,8 @@ def room(run_dir: Path, overwrite: bool) -> Iterator[None]:
             _make_room(run_dir, overwrite)
         yield
     except BaseException:
-        _restore(run_dir)
+        if not lost(run_dir):
+            _restore(run_dir)
         raise
 
 
@@ -134,11 +137,12 @@ def _ours(name: str) -> bool:
 
 def belongs(run_dir: Path, path: Path) -> bool:
     """Is this a file that a run, or an export, keeps in its directory?"""
-    path = path.resolve()
-    if not path.is_relative_to(run_dir.resolve()):
+    own, other = os.path.realpath(run_dir), os.path.realpath(path)  # these take circles of links
+    name = Path(os.path.relpath(other, own)).parts[:1]
+    if not name or name[0] == "..":
         return False
-    name = path.relative_to(run_dir.resolve()).parts[0]
-    return _ours(name) or (run_dir / MANIFEST).exists()
+    exported = run_dir / MANIFEST
+    return _ours(name[0]) or (exported.is_file() and name[0] in {MANIFEST, *read_manifest(run_dir).files})
 
 
 def _half(name: str) -> bool:

@@ -31,7 +31,7 @@ from ..training.logbook import Logbook, Mute
 from ..training.meeting import CalledOff
 from ..training.memory import keep_freed_memory
 from ..training.ranks import ALONE, Elsewhere, Ranks, open_ranks
-from ..training.shelf import Shelf
+from ..training.shelf import Shelf, tells_of_states
 from ..training.trainer import Outcome, Trainer
 from .command import EXIT_CODES, MODEL_FLAGS, Parser, command
 from .conclude import EXIT, conclude, resumable
@@ -185,7 +185,7 @@ def _fit(trainer: Trainer, config: Config, data: Prepared, interruption: Interru
 
 def _has_begun(run_dir: Path, config: Config) -> bool:
     """Is there something that beginning again would lose?"""
-    if not ((run_dir / CHECKPOINTS).exists() or (run_dir / WEIGHTS).exists()):
+    if not ((run_dir / CHECKPOINTS).exists() or (run_dir / WEIGHTS).exists() or tells_of_states(run_dir)):
         return False
     return (run_dir / RESULT).exists() or not Shelf(run_dir, config.train, {}).saved_nothing()
 

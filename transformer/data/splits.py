@@ -21,6 +21,13 @@ from .scanning import Identity, Scan, identity, remembered, scan_lines
 Log = Callable[[str], None]
 
 
+def _changed(path: Path) -> Changed:
+    return Changed(
+        f"{path}: it changed while the data was prepared; give the command again when nothing writes there"
+        " any more"
+    )
+
+
 class SplitText:
     """The text of a split: one or more prefixes, one after the other."""
 
@@ -64,17 +71,25 @@ class SplitText:
         self.require_unchanged()
 
     def require_unchanged(self) -> None:
-        """Raise Changed, with the file's name, when the text is not what was scanned any more."""
+        """Raise Changed, with the file's name, when the text is not what was scanned any more.
+
+        Where a time alone is another one, as after a `chmod` or a new hard link, the text is hashed again.
+        """
+        touched = {}
         for side, (path, state) in self._seen.items():
             try:
-                same = find(*side) == path and identity(path) == state
+                now = identity(path) if find(*side) == path else None
             except (OSError, DataError):
-                same = False  # it is gone
-            if not same or self._read != self.count:
-                raise Changed(
-                    f"{path}: it changed while the data was prepared; give the command again when nothing"
-                    " writes there any more"
-                )
+                now = None  # it is gone
+            if now is None or now[:-1] != state[:-1] or self._read != self.count:
+                raise _changed(path)
+            if now != state:
+                touched[side] = path, now
+        if touched:
+            files = [path for path, _ in self._seen.values()]
+            if self._scan(files, lambda _: None).digest != self.digest:
+                raise _changed(next(iter(touched.values()))[0])
+            self._seen |= touched
 
     def _scan(self, files: list[Path], log: Log) -> Scan:
         digests = hashlib.sha256(), hashlib.sha256()

@@ -12,7 +12,7 @@ from ..core.disk import content, replace
 from ..core.errors import DataError
 from ..core.reading import read_json
 from .cache import TOKENIZERS, fetch, key_of
-from .checksums import is_sound, seal
+from .checksums import META, is_sound, seal
 from .config import DataConfig
 from .splits import SplitText
 from .tokenizer import Tokenizer, load_tokenizers, train_tokenizers
@@ -42,13 +42,27 @@ def tokenizers_for(
             train_tokenizers(config.tokenizer, text.pairs, text.count, folder)
         seal(folder)
 
+    def sound(folder: Path) -> bool:
+        return is_sound(folder) or _older(folder)
+
     key = key_of(kind="tokenizer", format=_FORMAT, options=options, text=text.digest)
-    entry, made = fetch(cache / TOKENIZERS, key, make, is_sound, log)
+    entry, made = fetch(cache / TOKENIZERS, key, make, sound, log)
     if not made:
         log(f"tokenizer from the cache ({entry})")
     tokenizers = load_tokenizers(entry)
     _install(tokenizers, directory, {"options": options, "text": text.digest, "path": None})
     return tokenizers
+
+
+def _older(folder: Path) -> bool:
+    """Is it of a version that knew no checksums, in a cache that this process may not write?"""
+    if (folder / META).exists() or os.access(folder.parent, os.W_OK):
+        return False
+    try:
+        load_tokenizers(folder)
+    except DataError:
+        return False
+    return True
 
 
 def _kept(config: DataConfig, text: SplitText, directory: Path, log: Log) -> tuple[Tokenizer, Tokenizer]:

@@ -111,19 +111,23 @@ def set_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
     model.load_state_dict(dict(tensors))
 
 
-def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:
+def average_checkpoints(
+    paths: Sequence[Path], require: Callable[[Mapping[str, str], Path], None] = lambda *_: None
+) -> dict[str, Tensor]:
     """The mean of several weights files, tensor by tensor, summed in float64.
 
     Tensors keep their dtype, tied ones stay tied, and integer buffers are taken from the last file. Equal
     files average to themselves exactly. Running statistics of norms are averaged like weights: near to, but
-    not, those of a model with the mean weights. Source: Vaswani et al. 2017, section 6.1.
+    not, those of a model with the mean weights. `require(header, path)` raises for a file that is not to be
+    among them. Source: Vaswani et al. 2017, section 6.1.
     """
     if not paths:
         raise CheckpointError("no checkpoints to average")
     last, _ = read_weights(paths[-1])
     mean: dict[str, Tensor] = {}
     for count, path in enumerate(paths, start=1):
-        tensors, _ = read_weights(path)
+        tensors, header = read_weights(path)
+        require(header, path)
         if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in last.items()}:
             raise CheckpointError(
                 f"{path}: weights of another model than {paths[-1]}; they cannot be averaged"

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..core.disk import not_through_a_link, regular
 from ..core.errors import CheckpointError
+from ..core.holding import require_held
 from ..core.rundir import LOG, METRICS, TENSORBOARD
 from .monitor import Reading
 
@@ -185,6 +186,7 @@ class Logbook:
 
 def append(path: Path, text: str) -> None:
     """Add text to a file; CheckpointError where that fails, and then no half of it stays."""
+    require_held(path)
     try:
         size = path.stat().st_size if path.exists() else 0
         with open(path, "a", encoding="utf-8", errors="backslashreplace", opener=not_through_a_link) as file:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
+from ..core.disk import content
 from ..core.errors import CheckpointError
-from ..core.rundir import CHECKPOINTS, WEIGHTS
+from ..core.rundir import CHECKPOINTS, LOG, WEIGHTS
 from ..model.transformer import Transformer
 from .checkpoint import average_checkpoints, beside, read_weights, set_weights, write_weights
 from .config import TrainConfig
 from .progress import Progress
 from .states import FRESH, PREVIOUS, is_whole
+
+SAVED = re.compile(rb"^[^ ]+ [^ ]+  state [0-9a-f]+ after update ", re.MULTILINE)  # a line of log.txt
+
+
+def tells_of_states(run_dir: Path) -> bool:
+    """Does log.txt say that a state was saved?"""
+    return (run_dir / LOG).is_file() and SAVED.search(content(run_dir / LOG)) is not None
 
 
 class Shelf:
@@ -107,8 +116,11 @@ class Shelf:
     def saved_nothing(self) -> bool:
         """Did the run end before its first save was whole? Then to begin again loses nothing.
 
-        Validated weights may be there already, but none of an update after which a state must have been.
+        Validated weights may be there already, but none of an update after which a state must have been. Nor
+        does log.txt tell of a state: then checkpoints/ has lost it, as a disk that is not mounted has.
         """
+        if tells_of_states(self.checkpoints.parent):
+            return False
         previous, new = self.last.with_name(PREVIOUS), beside(self.last, FRESH)
         if self.last.exists() or previous.exists() or is_whole(new):
             return False
