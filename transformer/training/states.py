@@ -109,7 +109,8 @@ def find_training(directory: Path) -> Saved:
             faults.append(f"{place}: no such directory")
     path = directory / STATE
     if len(faults) == 1 and not directory.is_dir():
-        raise CheckpointError(f"{path}: no such file; there is nothing to resume{others(path)}")
+        lost = "there is nothing to resume; put it back (is its disk there?), or begin anew with --overwrite"
+        raise CheckpointError(f"{path}: no such file; {lost}{others(path)}")
     raise CheckpointError(
         f"nothing can be resumed: {'; '.join(faults)}; put back a copy of one of them, or train anew"
         f" in another directory{others(path)}"
