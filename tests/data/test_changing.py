@@ -209,6 +209,20 @@ def test_a_plain_file_that_appears_beside_a_compressed_one_is_a_change(
     assert kept(tmp_path / "cache") == {"tokenizers"}
 
 
+def test_a_compressed_file_beside_the_plain_one_that_is_read_is_told_of(
+    section: Section, tmp_path: Path
+) -> None:
+    config = section()
+    for _ in range(2):  # when it is read, and when it is remembered
+        text = SplitText(config, config.train, "train")
+        text.scan(tmp_path / "other", print)
+        assert text.oddities == []
+    packed = tmp_path / "train.en.gz"
+    packed.write_bytes(gzip.compress(b"older\n"))
+    text.scan(tmp_path / "other", print)
+    assert text.oddities == [f"{packed}: not read, since the plain file is beside it"]
+
+
 @pytest.mark.parametrize("when", ["trained", "encoded"])
 def test_pairs_are_counted_again_where_files_do_not_tell_that_they_have_changed(
     section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str

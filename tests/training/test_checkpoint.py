@@ -176,3 +176,10 @@ def test_a_file_that_cannot_be_where_it_should_is_named(tmp_path: Path) -> None:
         write_weights(tmp_path / ("m" * 300), Tied().state_dict(), {})
     with pytest.raises(CheckpointError, match=r"too long.*what was there before is kept"):
         checkpoint.write_atomically(tmp_path / ("m" * 300), Path.touch)
+
+
+def test_a_directory_in_the_place_of_a_file_is_told_of_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match="a directory has this name: move it away"):
+        write_weights(tmp_path / "m.safetensors", Tied().state_dict(), {})
+    assert os.listdir(tmp_path) == ["m.safetensors"]

@@ -14,7 +14,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,6 +164,12 @@ def find(prefix: str, language: str) -> Path:
     raise DataError(f"{message}; a prefix is a path without its language, as data/multi30k/train")
 
 
+def packed_beside(files: Iterable[Path]) -> list[Path]:
+    """The compressed files that `find` passes over, because the plain ones are there."""
+    packed = [path.with_name(f"{path.name}.gz") for path in files if path.suffix != ".gz"]
+    return [path for path in packed if path.is_file()]
+
+
 @contextmanager
 def unpacked(path: str | Path) -> Iterator[BinaryIO]:
     """The bytes of a plain or gzip-compressed file; its first two bytes say which it is, not its name."""
@@ -202,10 +208,10 @@ def reading(path: Path, line: Callable[[], int]) -> Iterator[None]:
         raise DataError(f"no such file: {path}") from None
     except EOFError:
         raise DataError(
-            f"{path}: the compressed file is cut short after line {line()}; copy it again"
+            f"{path}: the compressed file is cut short somewhere after line {line()}; copy it again"
         ) from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a sound gzip file after line {line()}: {error}") from None
+        raise DataError(f"{path}: not a sound gzip file somewhere after line {line()}: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot read: {error.strerror or error}") from None
 

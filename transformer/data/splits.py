@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core.errors import DataError
 from .cache import Changed
 from .config import DataConfig
-from .corpus import DEMO, Oddities, Pair, Split, find, read_pairs, require_same_length
+from .corpus import DEMO, Oddities, Pair, Split, find, packed_beside, read_pairs, require_same_length
 from .meter import Meter
 from .scanning import Identity, Scan, identity, remembered, scan_lines
 
@@ -26,6 +26,10 @@ def _changed(path: Path) -> Changed:
         f"{path}: it changed while the data was prepared; give the command again when nothing writes there"
         " any more"
     )
+
+
+def _not_read(path: Path) -> str:
+    return f"{path}: not read, since the plain file is beside it"
 
 
 class SplitText:
@@ -58,7 +62,7 @@ class SplitText:
         except OSError as error:
             raise DataError(f"{error.filename}: cannot read: {error.strerror or error}") from None
         self.count = self._read = found.count
-        self.digest, self.oddities = found.digest, found.oddities
+        self.digest, self.oddities = found.digest, [*found.oddities, *map(_not_read, packed_beside(files))]
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:

@@ -158,9 +158,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:
+        likely = (
+            "a directory has this name: move it away"
+            if isinstance(error, IsADirectoryError)
+            else "is the disk full or read-only?"
+        )
         raise CheckpointError(
-            f"{path}: cannot be written ({error}: is the disk full or read-only?);"
-            " what was there before is kept"
+            f"{path}: cannot be written ({error}: {likely}); what was there before is kept"
         ) from error
     finally:
         with suppress(OSError):  # as of a name that is too long: what came first is what is said
