@@ -22,7 +22,7 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.levers import SHAPES, VOCABULARY
-from benchmarks.parts import HEADER, Counted, Part, Rates, bounds_of, is_product, rows_of
+from benchmarks.parts import HEADER, Counted, Part, Rates, is_product, rows_of, speeds_of
 from transformer import Transformer
 from transformer.analysis.finding import table
 from transformer.decoding.config import DecodeConfig
@@ -99,8 +99,7 @@ def main() -> int:
         print(table(HEADER, rows_of(whole, parts, rates, f"a batch of {SENTENCES}")))
         print()
         print(f"products in {name}: {rates}")
-        speeds = (SENTENCES / seconds for seconds in (whole, *bounds_of(parts, rates)))
-        print("sentences/s: {:,.0f}; the operators alone: {:,.0f}; at these rates: {:,.0f}\n".format(*speeds))
+        print(speeds_of(SENTENCES, "sentences/s", whole, parts, rates), end="\n\n")
     return 0
 
 

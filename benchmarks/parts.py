@@ -3,7 +3,9 @@
 Every operator that torch executes is timed where it is dispatched, and its multiplications and its bytes
 are counted. `alone` is the fastest of a few calls of the same operator on the same data, one right after
 the other: torch's kernel with its data in the cache. Its sum is what the program would take if every kernel
-always ran so and nothing were between them. `least` is what a part takes at the rates of large products and
+always ran so and nothing were between them. `swept` is the same with the cores' own caches overwritten before
+each call, as an operator finds them whose data are larger than they are: its kernel with its data in the
+cache that all cores share, or in memory. `least` is what a part takes at the rates of large products and
 of a copy, which the same process measures; its sum is what these operators can take together whatever
 kernels execute them: only fewer operators, fused ones, would take less. `interpreter` is what the operators
 leave of the whole without the timing: Python, autograd and torch's dispatch.
@@ -26,6 +28,7 @@ from transformer.speed.ceilings import fastest, measure_ceilings, name_of
 
 _WRITTEN_ONLY = ("copy_", "random_", "fill_", "zero_")
 _CALLS = 5
+_SWEPT = 1 << 24  # bytes: more than the caches of a few cores, less than the one that they share
 _COPIED = 1 << 23  # bytes: about as large as an activation
 _PRODUCTS = (
     *("mm", "bmm", "addmm", "baddbmm", "_int_mm", "matmul"),
@@ -35,12 +38,13 @@ _PRODUCTS = (
 
 @dataclass
 class Part:
-    """Totals: seconds, operations of products, bytes read and written, seconds of the operators alone."""
+    """Totals: seconds, operations of products, bytes read and written, seconds `alone` and `swept`."""
 
     seconds: float = 0.0
     operations: float = 0.0
     bytes: float = 0.0
     alone: float = 0.0
+    swept: float = 0.0
 
     def __truediv__(self, times: int) -> Part:
         """Of one time."""
@@ -55,7 +59,7 @@ class Counted(TorchDispatchMode):
         super().__init__()
         self.part_of = part_of
         self.parts: defaultdict[str, Part] = defaultdict(Part)
-        self._alone: dict[object, float] = {}
+        self._fastest: dict[object, tuple[float, float]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -73,18 +77,29 @@ class Counted(TorchDispatchMode):
             part.bytes += moved(name, arguments, list(tensors(made)))
             part.operations += operations(name, arguments, made)
             key = func, *(described(each) for each in (args, *given.items()))
-            if key not in self._alone:
-                self._alone[key] = alone(func, args, given)
-            part.alone += min(self._alone[key], took)
+            if key not in self._fastest:
+                self._fastest[key] = alone(func, args, given), alone(func, args, given, sweep)
+            part.alone, part.swept = (
+                total + min(each, took)
+                for total, each in zip((part.alone, part.swept), self._fastest[key], strict=True)
+            )
         return made
 
 
-def alone(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> float:
+def sweep() -> None:
+    """Fill the caches of the cores that torch computes on with other data."""
+    torch.zeros(_SWEPT, dtype=torch.uint8)
+
+
+def alone(
+    func: Any, args: tuple[Any, ...], given: dict[str, Any], before: Callable[[], None] = lambda: None
+) -> float:
     """Seconds of the fastest of a few calls; of copies, where the operator changes what it is given."""
     if func._schema.is_mutable:
         args, given = copied(args), copied(given)
     took = []
     for _ in range(_CALLS):
+        before()
         began = time.perf_counter()
         func(*args, **given)
         took.append(time.perf_counter() - began)
@@ -187,7 +202,7 @@ class Rates(NamedTuple):
         return f"{self.products / 1e9:,.0f} GFLOP/s; a copy of 8 MiB: {self.copying / 1e9:.1f} GB/s"
 
 
-HEADER = ("", "ms", "share", "reached", "alone, ms", "least, ms")
+HEADER = ("", "ms", "share", "reached", "alone, ms", "swept, ms", "least, ms")
 
 
 def rows_of(whole: float, parts: Mapping[str, Part], rates: Rates, name: str) -> list[list[str]]:
@@ -196,17 +211,25 @@ def rows_of(whole: float, parts: Mapping[str, Part], rates: Rates, name: str) ->
     for each, part in sorted(parts.items(), key=lambda item: -item[1].seconds):
         reached = f"{part.operations / part.seconds / 1e9:,.0f} GFLOP/s" if part.operations else ""
         reached = reached or f"{part.bytes / part.seconds / 1e9:.1f} GB/s"
-        bounds = (f"{bound * 1e3:.0f}" for bound in (part.alone, rates.least(part)))
+        bounds = (f"{bound * 1e3:.0f}" for bound in (part.alone, part.swept, rates.least(part)))
         rows.append([each, *shown(part.seconds, whole), reached, *bounds])
     rest = whole - sum(part.seconds for part in parts.values())  # of two passes: it may be below 0
-    rows.append(["interpreter", *shown(rest, whole), "", "", ""])
+    rows.append(["interpreter", *shown(rest, whole), *[""] * 4])
     rows.append([name, f"{whole * 1e3:.0f}", "", "", *(f"{x * 1e3:.0f}" for x in bounds_of(parts, rates))])
     return rows
 
 
-def bounds_of(parts: Mapping[str, Part], rates: Rates) -> tuple[float, float]:
-    """Seconds of all operators: each alone, and at these rates."""
-    return sum(part.alone for part in parts.values()), sum(map(rates.least, parts.values()))
+def bounds_of(parts: Mapping[str, Part], rates: Rates) -> tuple[float, float, float]:
+    """Seconds of all operators: each alone, so with swept caches, and at these rates."""
+    alone, swept = (sum(getattr(part, which) for part in parts.values()) for which in ("alone", "swept"))
+    return alone, swept, sum(map(rates.least, parts.values()))
+
+
+def speeds_of(amount: float, what: str, whole: float, parts: Mapping[str, Part], rates: Rates) -> str:
+    """A line: how much of `what` is done in a second, and what the bounds would allow."""
+    reached, *bounds = (amount / seconds for seconds in (whole, *bounds_of(parts, rates)))
+    named = zip(("the operators alone", "with swept caches", "at these rates"), bounds, strict=True)
+    return f"{what}: {reached:,.0f}; " + "; ".join(f"{name}: {bound:,.0f}" for name, bound in named)
 
 
 def shown(seconds: float, whole: float) -> tuple[str, str]:

@@ -23,7 +23,7 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.levers import SHAPES, VOCABULARY, trainer_of
-from benchmarks.parts import HEADER, Counted, Part, Rates, bounds_of, factors, is_product, rows_of, transposed
+from benchmarks.parts import HEADER, Counted, Part, Rates, factors, is_product, rows_of, speeds_of, transposed
 from transformer.analysis.finding import table
 from transformer.speed.ceilings import name_of
 from transformer.training.memory import keep_freed_memory
@@ -100,8 +100,7 @@ def main() -> int:
     print(table(HEADER, rows_of(whole, parts, rates, "an update")))
     print()
     print(f"products in {name_of(trainer.passes.dtype)}: {rates}")
-    speeds = (tokens / seconds for seconds in (whole, *bounds_of(parts, rates)))
-    print("target tokens/s: {:,.0f}; the operators alone: {:,.0f}; at these rates: {:,.0f}".format(*speeds))
+    print(speeds_of(tokens, "target tokens/s", whole, parts, rates))
     return 0
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import pytest
 import torch
 
-from benchmarks.parts import Counted, Rates, bounds_of, rows_of
+from benchmarks.parts import HEADER, Counted, Rates, alone, bounds_of, rows_of, speeds_of
 from benchmarks.training_parts import DROPOUT, LOSS, OF_ATTENTION, OF_LOSS, PRODUCTS, part_of
 from transformer.modules.dropout import Dropout
 from transformer.modules.products import Linear
@@ -75,11 +76,26 @@ def test_the_least_time_is_of_the_slower_of_products_and_memory() -> None:
         linear(x)
     (part,) = seen.parts.values()
     whole = 2 * part.seconds
-    assert bounds_of(seen.parts, Rates(1.0, 1e30))[1] == part.operations
-    assert bounds_of(seen.parts, Rates(1e30, 1.0)) == (part.alone, part.bytes)
+    assert bounds_of(seen.parts, Rates(1.0, 1e30))[2] == part.operations
+    assert bounds_of(seen.parts, Rates(1e30, 1.0)) == (part.alone, part.swept, part.bytes)
     rows = rows_of(whole, seen.parts, Rates(1e30, 1.0), "an update")
     assert [row[0] for row in rows][1:] == ["interpreter", "an update"]
     assert rows[1][2] == "50%"
+    assert {len(row) for row in rows} == {len(HEADER)}
+    line = speeds_of(part.swept * 6, "tokens/s", part.swept * 3, seen.parts, Rates(1e30, 1e30))
+    assert line.startswith("tokens/s: 2; the operators alone: ")
+    assert "; with swept caches: 6; at these rates: " in line
+
+
+def test_caches_are_swept_before_each_call_and_outside_its_time() -> None:
+    one, swept = torch.ones(ROWS, D), []
+
+    def sweep() -> None:
+        time.sleep(0.02)
+        swept.append(one.sum().item())
+
+    assert alone(torch.ops.aten.neg.default, (one,), {}, sweep) < 0.02
+    assert len(swept) > 1
 
 
 def test_an_operator_is_repeated_alone_and_changes_nothing_by_it() -> None:
@@ -88,8 +104,8 @@ def test_an_operator_is_repeated_alone_and_changes_nothing_by_it() -> None:
     with counted() as seen:
         for _ in range(3):
             one.add_(1.0)
-        calls = list(seen._alone)
+        calls = list(seen._fastest)
     assert len(calls) == 1
     assert torch.equal(one, torch.full((ROWS, D), 4.0))
     (part,) = seen.parts.values()
-    assert 0 < part.alone <= min(part.seconds, 3 * max(seen._alone.values()))
+    assert 0 < part.alone <= min(part.seconds, 3 * max(seen._fastest.values())[0])
