@@ -12,11 +12,11 @@ Prints Markdown tables, each as soon as it is there:
 
 `of the limit` is the speed over that of the counted products and bytes at the rates of products and copies
 measured in this run; `of the peak` the products' operations a second over the fastest product measured in
-this run, whatever moves. Shares are of updates of their own; attention's, projections included, lies within
-forward and backward and cannot be told apart in a compiled model. What was not measured is a row that says
-why. After --minutes nothing begins, and the training takes no more updates; the model that is being timed or
-validated then is not cut short. An error ends it with exit code 1 and its text, after the tables of what was
-measured by then.
+this run, whatever moves; `MFU` the same over what the maker states for the device (gpu_peaks.py). Shares are
+of updates of their own; attention's, projections included, lies within forward and backward and cannot be
+told apart in a compiled model. What was not measured is a row that says why. After --minutes nothing begins,
+and the training takes no more updates; the model that is being timed or validated then is not cut short. An
+error ends it with exit code 1 and its text, after the tables of what was measured by then.
 
 Written without a GPU at hand: on CUDA it has not been run.
 """
@@ -38,14 +38,15 @@ from typing import Any
 
 import torch
 from arguments import at_least, new_file
+from gpu_peaks import peak_of
 from gpu_tables import ceilings_text, check_text, error_text, speed_text, training_text
+from gpu_training import training
 from torch import Tensor
 
 from transformer import Transformer
 from transformer.cli.lines import finite
 from transformer.cli.result import commit, versions
 from transformer.cli.runs import pick_device
-from transformer.cli.train import main as train
 from transformer.core.errors import UserError
 from transformer.data.encoded import EncodedCorpus
 from transformer.model.cost import cost_of
@@ -60,7 +61,6 @@ from transformer.training.compilation import Compiled
 from transformer.training.loss import sequence_loss
 from transformer.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
 BF16 = torch.bfloat16
 
 # Norm of the difference over the norm of the float64 numbers. One rounding to bf16 is about 2e-3; on a CPU
@@ -168,6 +168,7 @@ def speed(
         "rounds": list(found.rounds),
         "of_limit": rate / (tokens / work.seconds(ceilings, "bfloat16")),
         "of_peak": rate * work.operations / tokens / ceilings.products["bfloat16"],
+        "mfu": rate * work.operations / tokens / stated if (stated := peak_of(device_name(device))) else None,
         "operations_per_token": work.operations / tokens,
         "shares": shares,
         "memory": memory,
@@ -177,6 +178,10 @@ def speed(
         "tokens_per_update": found.tokens_per_update,
         "padding": list(found.padding),
     }
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def built(
@@ -190,33 +195,6 @@ def built(
 ) -> Trainer:
     train = {"updates": 1_000_000, "probe_every": 0, "precision": "bf16", "batch_tokens": tokens}
     return random_trainer(vocabulary, model, train | {"compile": compiled}, corpus, folder, device)
-
-
-def training(device: torch.device, tiny: bool, minutes: float) -> dict[str, Any]:
-    """Train as `train.py` does; validations with the seconds at which they began, and the test scores."""
-    have = bool(list(Path("data/multi30k").glob("train.*"))) and not tiny
-    config = ROOT / "configs" / ("multi30k.yaml" if have else "demo.yaml")
-    sets = [f"train.minutes={minutes:g}", "train.metric=bleu"]
-    if tiny:
-        sets += ["train.updates=4", "train.validate_every=4", "train.log_every=1", "train.warmup=1"]
-        sets += ["model.d_model=16", "model.d_ff=32", "model.heads=2", "decode.beam=1", "decode.max_length=3"]
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        flags = [word for option in sets for word in ("--set", option)]
-        code = train([str(config), "--run-dir", str(run), "--device", str(device), *flags])
-        if code:
-            return {"text": config.stem, "skipped": f"training ended with exit code {code}"}
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        result = json.loads((run / "result.json").read_text())
-    validations, seconds = [], 0.0
-    for row in rows:
-        seconds = row.get("seconds", seconds)
-        if "valid_bleu" in row:
-            names = {"bleu": "valid_bleu", "loss": "valid_loss"}
-            found = {name: row[key] for name, key in names.items()}
-            validations.append({"update": row["update"], "seconds": seconds, **found})
-    kept = ("seconds", "updates", "reason", "target_tokens_per_second", "valid_bleu", "test", "averaged")
-    return {"text": config.stem, "validations": validations, **{key: result[key] for key in kept}}
 
 
 def tried(work: Any, ends: float) -> dict[str, Any]:
@@ -326,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if device.type == "cpu" and not options.tiny:
         print("note: on a CPU the large shapes take hours; --tiny takes seconds", file=sys.stderr)
     found: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "device": device_name(device),
         "batch_tokens": options.batch_tokens,
         "bounds": BOUNDS,
         "versions": versions(),

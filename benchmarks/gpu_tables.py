@@ -52,7 +52,9 @@ def training_text(found: dict[str, Any]) -> str:
         f" {done['target_tokens_per_second']:,.0f} target tokens/s; kept{average}: validation BLEU"
         f" {done['valid_bleu']:.2f}; " + "; ".join(scores)
     )
-    return "\n\n".join([title, table, end])
+    seconds = done["reached"]
+    when = "not reached" if seconds is None else f"first reached after {seconds:,.0f} s of training"
+    return "\n\n".join([title, table, f"validation BLEU {done['aim']:g}: {when}", end])
 
 
 def error_text(found: dict[str, Any]) -> str:
@@ -82,12 +84,17 @@ def speed_table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         cell = [row["shape"], "compiled" if row["compiled"] else "plain"]
         if "skipped" in row:
-            cells.append([*cell, f"not measured: {row['skipped']}", *["-"] * (7 + len(PARTS))])
+            cells.append([*cell, f"not measured: {row['skipped']}", *["-"] * (8 + len(PARTS))])
             continue
         shares = [f"{row['shares'][part]:.0%}" if part in row["shares"] else "-" for part in PARTS]
         cell += [f"{row['speed']:,.0f}", f"{min(row['rounds']):,.0f} to {max(row['rounds']):,.0f}"]
-        cell += [f"{row['of_limit']:.1%}", f"{row['of_peak']:.1%}", *shares]
+        cell += [
+            f"{row['of_limit']:.1%}",
+            f"{row['of_peak']:.1%}",
+            "-" if row["mfu"] is None else f"{row['mfu']:.1%}",
+            *shares,
+        ]
         cell += [f"{row['memory'] / 2**20:,.0f}", f"{row['first_update']:.1f}"]
         cells.append([*cell, "-" if row["graphs"] is None else row["graphs"], f"{row['parameters']:,}"])
-    head = ["shape", "model", "target tokens/s", "from, to", "of the limit", "of the peak", *PARTS]
+    head = ["shape", "model", "target tokens/s", "from, to", "of the limit", "of the peak", "MFU", *PARTS]
     return markdown([*head, "peak MiB", "first update s", "graphs", "parameters"], cells)

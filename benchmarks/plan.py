@@ -45,9 +45,7 @@ class Constants:
     layers: float = constant(6, "a", "of encoder and decoder each", "")
     vocabulary: float = constant(32768, "a", "pieces, all embeddings tied", "")
     peak: float = constant(312e12, "a", "operations a second, dense bf16", "an A100, by its maker")
-    share: float = constant(
-        0.25, "a", "of the peak that training reaches", "`python benchmarks/gpu.py`: of the peak"
-    )
+    share: float = constant(0.25, "a", "of the peak that training reaches", "`python benchmarks/gpu.py`: MFU")
     network: float = constant(
         100e9, "a", "bytes a second of a machine's link", "`iperf3` between two of them; bits / 8"
     )

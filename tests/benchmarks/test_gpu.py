@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import gpu
+import gpu_training
 import pytest
 import torch
+from gpu_peaks import peak_of
+from gpu_tables import training_text
 
 from transformer.core.errors import ConfigError
 from transformer.speed import ceilings
@@ -103,6 +106,28 @@ def test_a_training_and_its_clock() -> None:
     assert [row["update"] for row in found["validations"]] == [4]
     assert 0 < found["validations"][0]["seconds"] < found["seconds"]
     assert set(found["test"]) == {"demo"}
+    assert "validation BLEU 36: not reached" in training_text({"training": found})
+
+
+def test_the_time_to_a_score_is_that_of_the_first_validation_which_has_it() -> None:
+    rows = [{"seconds": 10.0 * i, "bleu": bleu} for i, bleu in enumerate((3, 30, 36, 35, 37))]
+    assert gpu_training.reached(rows, 36) == 20
+    assert gpu_training.reached(rows, 38) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10G", None),
+        ("cpu", None),
+    ],
+)
+def test_a_device_is_known_by_its_name(name: str, peak: float | None) -> None:
+    assert peak_of(name) == peak
 
 
 def test_the_training_ends_when_the_time_does(monkeypatch: pytest.MonkeyPatch) -> None:

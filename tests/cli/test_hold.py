@@ -200,6 +200,19 @@ def test_the_directory_that_a_process_works_in_may_change(
         assert (tmp_path / "run" / "run.lock").stat().st_mtime > 0, "it is not old"
 
 
+def test_a_lock_that_cannot_be_touched_is_held_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that has become read-only: what is written then says so, with its name."""
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with held(tmp_path / "run"):
+        monkeypatch.setattr(os, "utime", read_only)
+        require_held(tmp_path / "run" / "model.safetensors")
+
+
 def test_what_lies_elsewhere_asks_for_no_lock(tmp_path: Path) -> None:
     (tmp_path / "held").mkdir()
     with held(tmp_path / "held"):

@@ -28,6 +28,7 @@ from transformer.core.loading import load
 from transformer.core.signature import options_of
 from transformer.modules.placements import PLACEMENTS
 from transformer.training.logbook import Logbook
+from transformer.training.shelf import tells_of_states
 from transformer.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -479,6 +480,14 @@ def test_a_run_that_was_killed_before_it_saved_anything_begins_again(run: Path, 
     assert train(["--resume", str(part)]) == 0
     ours, again = (load_file(folder / "model.safetensors") for folder in (run, part))
     assert all(torch.equal(ours[name], again[name]) for name in ours)
+
+
+def test_whatever_a_log_holds_it_is_soon_known_whether_it_tells_of_states(tmp_path: Path) -> None:
+    for text in (b"\n" * 10**6, b"a" * 10**6, b"a \n" * 10**6, b"a a  state " * 10**5):
+        (tmp_path / "log.txt").write_bytes(text)
+        assert not tells_of_states(tmp_path)
+    (tmp_path / "log.txt").write_bytes(b"\n" * 10**6 + b"2026-01-01 00:00:00  state 0af after update 3\n")
+    assert tells_of_states(tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])

@@ -217,15 +217,17 @@ def test_other_checkpoints_and_averages_can_be_used(run: Path, folder: Path, tmp
         assert translate([str(run), *arguments]) == 0
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "checkpoints/last/model.safetensors"])
 def test_weights_of_other_subwords_are_not_averaged(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    file: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of the same shapes, as every run of a study has. An average says what it was trained with."""
     foreign, mean = tmp_path / "foreign.safetensors", tmp_path / "averaged.safetensors"
-    tensors, header = read_weights(run / "model.safetensors")
+    tensors, header = read_weights(run / file)
     write_weights(foreign, tensors, {**header, "pieces": "of another"})
     assert average([str(run), "last", str(foreign), "--output", str(mean)]) == 1
     assert f"{foreign}: trained with other subwords" in capsys.readouterr().err
+    assert "pieces" in header
     assert not mean.exists()
     assert average([str(run), "--last", "99", "--output", str(mean)]) == 0
     assert "validated weights are kept, fewer than --last 99" in capsys.readouterr().err

@@ -114,6 +114,16 @@ def test_of_a_damaged_state_the_one_before_it_is_found(name: str, how: str, last
     assert (last.with_name("damaged")).is_dir()
 
 
+def test_a_link_that_leads_nowhere_is_moved_aside(last: Path) -> None:
+    for take_up in (lambda: adopt(find_training(last), last), lambda: state_at(last, 3)):
+        shutil.rmtree(last)
+        last.symlink_to("gone")
+        take_up()
+        assert not last.is_symlink()
+        state_at(last, 2)
+    assert last.with_name("damaged").is_symlink()
+
+
 def test_every_byte_of_a_state_counts(last: Path) -> None:
     """A flip anywhere is found out, or the state read is the one written."""
     for name in FILES:

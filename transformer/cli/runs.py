@@ -108,7 +108,7 @@ def require_made_with(
     if changed:
         raise CheckpointError(
             f"{file}: trained with {', '.join(changed)}; {CONFIG_FILE} or {TOKENIZERS} of the run was edited"
-            " or damaged: put back a copy"
+            " or damaged (put back a copy), or these are weights of another run"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import CheckpointError
@@ -48,7 +48,8 @@ def require_held(path: Path) -> None:
         if run_dir not in path.absolute().parents:
             continue
         if is_held(run_dir / LOCK, descriptor):
-            os.utime(descriptor)  # what is old is removed from some places
+            with suppress(OSError):
+                os.utime(descriptor)  # what is old is removed from some places
         else:
             raise CheckpointError(
                 f"{run_dir / LOCK} has been removed or replaced, so that another process may train there:"

@@ -28,6 +28,12 @@ from .fingerprint import tensor_digest
 
 TIED = "tied"
 CHECKSUM = "sha256"
+_HINT = "is the disk full or read-only?"
+_HINTS: dict[type[Exception], str] = {
+    IsADirectoryError: "a directory has this name: move it away",
+    FileExistsError: "what has its directory's name is none: move it away",
+    NotADirectoryError: "what has its directory's name is none: move it away",
+}
 PARTIAL = ".partial"  # the ending of a file that is being written
 
 
@@ -158,11 +164,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:
-        likely = (
-            "a directory has this name: move it away"
-            if isinstance(error, IsADirectoryError)
-            else "is the disk full or read-only?"
-        )
+        likely = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), _HINT)
         raise CheckpointError(
             f"{path}: cannot be written ({error}: {likely}); what was there before is kept"
         ) from error

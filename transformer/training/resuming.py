@@ -71,7 +71,7 @@ def _write(trainer: Trainer, weights: Mapping[str, Tensor], state: Mapping[str, 
     logged = logbook.position()
     measured = file_digest(logbook.metrics_path, logged) if logged else None
     whole = {**state, "logged": logged, "measured": measured}
-    digest = save_training(trainer.shelf.last, weights, whole, progress.update)
+    digest = save_training(trainer.shelf.last, weights, whole, progress.update, trainer.shelf.metadata)
     every, update = trainer.config.validate_every, progress.update
     pending = ", before its validation" if update % every == 0 and progress.validated < update else ""
     logbook.say(f"state {digest[:SHOWN]} after update {update:,}{pending}")

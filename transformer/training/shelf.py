@@ -17,7 +17,7 @@ from .config import TrainConfig
 from .progress import Progress
 from .states import FRESH, PREVIOUS, is_whole
 
-SAVED = re.compile(rb"^[^ ]+ [^ ]+  state [0-9a-f]+ after update ", re.MULTILINE)  # a line of log.txt
+SAVED = re.compile(rb"^[^ \n]+ [^ \n]+  state [0-9a-f]+ after update ", re.MULTILINE)  # a line of log.txt
 
 
 def tells_of_states(run_dir: Path) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.disk import clear, regular, sync_directory
+from ..core.disk import clear, is_there, regular, sync_directory
 from ..core.errors import CheckpointError
 from ..core.holding import require_held
 from ..core.rundir import WEIGHTS
@@ -47,10 +47,15 @@ class Saved:
 
 
 def save_training(
-    directory: Path, weights: Mapping[str, Tensor], state: Mapping[str, Any], update: int
+    directory: Path,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    update: int,
+    metadata: Mapping[str, str] | None = None,
 ) -> str:
     """Make `directory` the state of one update, and what it held before `previous`; the state's hash.
 
+    `metadata` goes into the header of the weights, which may be used without the rest.
     The new one is complete on disk before the old one moves: after a crash or a failure at any point,
     `find_training` finds one that is whole.
     """
@@ -60,7 +65,7 @@ def save_training(
     try:
         clear(new)
         new.mkdir(parents=True)
-        write_weights(new / WEIGHTS, weights, {"update": str(update)})
+        write_weights(new / WEIGHTS, weights, {**(metadata or {}), "update": str(update)})
         whole = {"update": update, HASH: digest, **state}
         write_atomically(new / STATE, lambda temporary: torch.save(whole, temporary))
         write_manifest(new, {"update": update, "state": digest, "torch": str(torch.__version__)})
@@ -75,7 +80,7 @@ def save_training(
         raise
     require_held(directory)
     try:
-        if directory.exists():
+        if is_there(directory):
             clear(previous)
             directory.rename(previous)
         new.rename(directory)
@@ -201,7 +206,7 @@ def adopt(saved: Saved, directory: Path) -> None:
         return
     damaged = directory.with_name(DAMAGED)
     try:
-        if directory.exists():
+        if is_there(directory):
             clear(damaged)
             directory.rename(damaged)
         saved.directory.rename(directory)
