@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .core.errors import SEE_DOCTOR, is_own
 from .core.signals import end_quietly
 from .core.streams import show
 from .training.launch import know_torchrun
@@ -85,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = importlib.import_module(f".cli.{name}", __package__)
     except (ImportError, OSError) as error:  # the latter of a library that a package lacks
-        if (getattr(error, "name", None) or "").partition(".")[0] == __package__:
-            raise  # our own bug
-        print(f"error: {error}; `python -m transformer doctor` says what is missing", file=sys.stderr)
+        if is_own(error):
+            raise
+        print(f"error: {error}; {SEE_DOCTOR}", file=sys.stderr)
         return 1
     code: int = command.main(rest)
     return code

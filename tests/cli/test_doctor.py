@@ -66,6 +66,13 @@ def without(facts: Facts, name: str, installed: str | None) -> Facts:
     return replace(facts, packages=changed)
 
 
+def broken(facts: Facts, name: str) -> Facts:
+    """The same with a package that is there and cannot be imported."""
+    error = "ImportError: libx.so: cannot open shared object file"
+    changed = tuple(replace(p, error=error) if p.name == name else p for p in facts.packages)
+    return replace(facts, packages=changed)
+
+
 def at(facts: Facts, what: str, **values: object) -> Facts:
     """The same with something else about a place."""
     return replace(
@@ -110,6 +117,8 @@ CONDITIONS: dict[str, tuple[Facts, str, str, str]] = {
     "not installed": (replace(SOUND, packages=()), "packages", "note", "-e ."),
     "a package missing": (without(SOUND, "numpy", None), "packages", "wrong", "numpy>=1.26"),
     "a package too old": (without(SOUND, "torch", "2.8.1"), "packages", "wrong", "torch>=2.9"),
+    "a package broken": (broken(SOUND, "numpy"), "packages", "wrong", "--force-reinstall"),
+    "an extra broken": (broken(SOUND, "matplotlib"), "extra report", "note", "[report]"),
     "an extra missing": (without(SOUND, "matplotlib", None), "extra report", "note", "[report]"),
     "an extra too old": (without(SOUND, "matplotlib", "3.7"), "extra report", "note", "[report]"),
     "a quota": (replace(SOUND, quota=1.5), "cpus", "note", "train.threads=1"),
@@ -254,6 +263,36 @@ def test_a_torch_that_tells_nothing_is_a_finding(
     assert not found.version
 
 
+@pytest.mark.parametrize(
+    ("package", "error"), [("tensorboard", "TypeError"), ("sentencepiece", "ImportError")]
+)
+def test_a_package_that_cannot_be_imported_is_a_finding_and_no_traceback(
+    package: str,
+    error: str,
+    config: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(f"raise {error}('descriptors of another version')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert doctor.main([]) == 1
+    told = capsys.readouterr().out
+    finding = rf"wrong +packages +{package} cannot be imported \({error}: descriptors of .*\)\n"
+    assert re.search(rf'^{finding} +-> pip install --force-reinstall "{package}', told, re.MULTILINE)
+    words = [sys.executable, "train.py", config, "--run-dir", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    assert "Traceback" not in done.stderr
+    if package == "tensorboard":
+        assert done.returncode == 0
+        assert "events cannot be written (TypeError: descriptors of another version)" in done.stderr
+    else:
+        assert done.returncode == 1
+        assert "`python -m transformer doctor` says what is missing" in done.stderr
+
+
 def test_a_torch_that_cannot_be_tried_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     assert "no process" in torch_facts.look_at_torch().error
@@ -297,6 +336,8 @@ def test_the_trial_fails_where_an_update_does(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_dependencies_are_those_of_the_project() -> None:
+    asked = {p.name for p in packages() if p.extra not in ("test", "dev")}
+    assert asked == {"torch", *torch_facts.IMPORTS}, "each is tried by importing it"
     named = {(package.name, package.extra): package for package in packages()}
     assert named["torch", ""].wanted == ">=2.9"
     assert named["matplotlib", "report"].wanted == ">=3.8"

@@ -183,3 +183,9 @@ def test_a_directory_in_the_place_of_a_file_is_told_of_and_kept(tmp_path: Path) 
     with pytest.raises(CheckpointError, match="a directory has this name: move it away"):
         write_weights(tmp_path / "m.safetensors", Tied().state_dict(), {})
     assert os.listdir(tmp_path) == ["m.safetensors"]
+
+
+def test_who_may_read_a_file_is_as_of_every_new_one(tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    write_weights(tmp_path / "m.safetensors", Tied().state_dict(), {})
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TypeAlias
 
-from ..core.errors import OutOfMemory, UserError, is_out_of_memory
+from ..core.errors import SEE_DOCTOR, OutOfMemory, UserError, is_out_of_memory, is_own
 from ..core.loading import Override
 from ..core.streams import Output, discard_stdout
 
@@ -51,6 +51,12 @@ def command(run: Callable[[Sequence[str]], int]) -> Main:
         except BrokenPipeError:  # the reader of our output has gone, as with `| head`
             discard_stdout()
             return 0
+        except ImportError as error:  # of what is imported when it is needed
+            if is_own(error):
+                raise
+            _complain(f"error: {error}; {SEE_DOCTOR}")
+            discard_stdout()
+            return UserError.exit_code
         except OSError as error:
             named = f"{error.filename}: " if error.filename is not None else ""
             _complain(f"error: {named}{error.strerror or error}")

@@ -121,6 +121,8 @@ def _torch(facts: Facts) -> Iterator[Finding]:
     if torch.error:
         unwritten = any(p.what == "temporary files" and not p.writable for p in facts.places)
         remedy = "mend first what is said of temporary files below; " if unwritten else ""
+        if any(package.error and not package.extra for package in facts.packages):
+            remedy += "mend first what is said of packages below; "
         remedy += "try --device cpu; else install torch anew for this machine's driver: https://pytorch.org"
         yield Finding("trial", "wrong", f"one update of a small model fails: {torch.error}", remedy)
     else:
@@ -188,7 +190,8 @@ def _packages(facts: Facts) -> Iterator[Finding]:
     required = [package for package in facts.packages if not package.extra]
     poor = [package for package in required if _fault(package)]
     for package in poor:
-        remedy = f'pip install "{package.name}{package.wanted}"'
+        again = " --force-reinstall" if package.error else ""
+        remedy = f'pip install{again} "{package.name}{package.wanted}"'
         yield Finding("packages", "wrong", f"{package.name} {_fault(package)}", remedy)
     if not poor:
         versions = ", ".join(f"{package.name} {package.installed}" for package in required)
@@ -208,12 +211,12 @@ def _packages(facts: Facts) -> Iterator[Finding]:
 
 
 def _fault(package: Package) -> str:
-    """`is not installed`, `1.2 is not >=2.9`, or nothing."""
+    """`is not installed`, `1.2 is not >=2.9`, `cannot be imported (...)`, or nothing."""
     if package.installed is None:
         return "is not installed"
-    return (
-        "" if satisfies(package.installed, package.wanted) else f"{package.installed} is not {package.wanted}"
-    )
+    if not satisfies(package.installed, package.wanted):
+        return f"{package.installed} is not {package.wanted}"
+    return f"cannot be imported ({package.error})" if package.error else ""
 
 
 def _cpus(facts: Facts) -> Iterator[Finding]:

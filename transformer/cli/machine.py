@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.cpus import usable_cpus
@@ -32,6 +32,7 @@ class Package:
     installed: str | None
     wanted: str  # as `>=2.9`
     extra: str  # what asks for it; empty = nothing works without it
+    error: str = ""  # why it cannot be imported
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,13 @@ def look(cache: Path) -> Facts:
     """Look at everything. `cache`: the directory of prepared data."""
     memory, available = _memory()
     quota, limit = cgroup_limits()
+    torch = look_at_torch()
     return Facts(
         python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
         system=platform.system(),
         processor=platform.machine(),
-        torch=look_at_torch(),
-        packages=tuple(packages()),
+        torch=torch,
+        packages=tuple(replace(p, error=torch.unusable.get(p.name, "")) for p in packages()),
         compiler=next(filter(None, map(shutil.which, _compilers())), None),
         nvidia=shutil.which("nvidia-smi") is not None,
         cpus=os.cpu_count() or 1,

@@ -1,18 +1,35 @@
-"""What torch can do here, tried in a process of its own: a library that ends its process ends only that."""
+"""What torch and other packages can do here, tried in a process of its own, which they may end."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+IMPORTS = {  # of packages that the toolkit imports, beside torch
+    "numpy": "numpy",
+    "sentencepiece": "sentencepiece",
+    "sacrebleu": "sacrebleu",
+    "tensorboard": "torch.utils.tensorboard",
+    "pyyaml": "yaml",
+    "pydantic": "pydantic",
+    "safetensors": "safetensors.torch",
+    "tqdm": "tqdm",
+    "typing_extensions": "typing_extensions",
+    "matplotlib": "matplotlib",
+    "submitit": "submitit",
+    "ctranslate2": "ctranslate2",
+}
 LONGEST = 300  # seconds: an import from a busy network file system takes minutes, a driver that hangs all
 
 
@@ -28,6 +45,7 @@ class Torch:
     reports: tuple[str, ...] = ()  # of AVX512-BF16 and AMX, those that the CPU has
     fast_bf16: bool = False
     onednn: bool = False
+    unusable: Mapping[str, str] = field(default_factory=dict)  # packages that cannot be imported, and why
 
 
 def look_at_torch() -> Torch:
@@ -90,6 +108,8 @@ def _stages() -> Iterator[Torch]:
         return
     known = Torch(str(torch.__version__), cuda=torch.version.cuda)
     yield known
+    known = replace(known, unusable=dict(_unusable()))
+    yield known
     try:
         from ..modules.precision import fast_bf16
         from ..modules.products import has_onednn
@@ -116,6 +136,20 @@ def _gpus(count: int) -> Iterator[str]:
         found = torch.cuda.get_device_properties(number)
         memory = found.total_memory / 2**30
         yield f"{found.name}, {memory:.0f} GiB, compute capability {found.major}.{found.minor}"
+
+
+def _unusable() -> Iterator[tuple[str, str]]:
+    for package, module in IMPORTS.items():
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # it is missing, which is another finding
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module(module)
+        except Exception as error:
+            yield package, _first_line(error)
 
 
 def _reports() -> Iterator[str]:

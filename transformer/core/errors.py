@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+SEE_DOCTOR = "`python -m transformer doctor` says what is missing"
+
 
 class UserError(Exception):
     """Something the user can mend. `exit_code` is what the command line returns."""
@@ -82,3 +84,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, SystemError):  # C code whose allocation failed, and that did not say so
         return "without exception set" in str(error)
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATORS)
+
+
+def is_own(error: Exception) -> bool:
+    """Is it a module of this toolkit that cannot be imported? That is our bug, and not a package's fault."""
+    return (getattr(error, "name", None) or "").partition(".")[0] == __name__.partition(".")[0]

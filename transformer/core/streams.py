@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import UnsupportedOperation
 from typing import Any, TextIO
 
 from .errors import DataError
@@ -20,6 +21,8 @@ def written(name: str) -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
+    except UnsupportedOperation as error:
+        raise DataError(f"{name}: cannot be written: it is closed") from error
     except OSError as error:
         raise DataError(f"{name}: cannot be written: {error.strerror or error}") from error
 

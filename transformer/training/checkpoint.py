@@ -161,7 +161,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = beside(path, f".{os.getpid()}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = (
+            temporary.stat().st_mode
+        )  # who may read it, as of every new file; a library may have its own mind
         write(temporary)
+        temporary.chmod(mode)
         replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         likely = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), _HINT)

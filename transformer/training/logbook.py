@@ -58,7 +58,7 @@ class Logbook:
         if self.tensorboard:
             try:
                 self.events = _summary_writer(self.run_dir / TENSORBOARD, update)
-            except OSError as error:
+            except (OSError, ImportError) as error:
                 self._undrawn(error)
         self._show(lambda: self._open_bar(update, total))
 
@@ -117,7 +117,7 @@ class Logbook:
         except (OSError, MemoryError) as error:  # its writer's thread hands its own on
             self._undrawn(error)
 
-    def _undrawn(self, error: OSError | MemoryError) -> None:
+    def _undrawn(self, error: OSError | MemoryError | ImportError) -> None:
         self.events = None
         with suppress(CheckpointError):  # the disk is full, say, which the next write tells
             self.say(f"TensorBoard's events cannot be written ({error}); the run goes on without them")
@@ -245,7 +245,9 @@ def _summary_writer(directory: Path, update: int) -> SummaryWriter:
     # Imported here: it takes a second, and its own dependencies warn about themselves.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except Exception as error:  # what a package raises that does not fit the others is nowhere promised
+            raise ImportError(f"{type(error).__name__}: {error}") from error
         begun = directory.is_dir() and any(directory.iterdir())
         return SummaryWriter(str(directory), purge_step=update + 1 if begun else None)
