@@ -85,8 +85,10 @@ def test_a_truncated_gzip_file_is_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = file_of(tmp_path, gzip.compress(b"one two\n" * 1000)[:-12], "cut.gz")
+    (tmp_path / "out").write_text("of earlier")
     assert translate([str(run), "--input", source, "--output", str(tmp_path / "out")]) == 1
     assert source in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "of earlier", "nothing was translated"
 
 
 def test_json_gives_one_object_a_line_with_all_hypotheses(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -103,7 +104,7 @@ def _translator(arguments: argparse.Namespace, config: DecodeConfig) -> AnyTrans
 
 def _answer(translator: AnyTranslator, arguments: argparse.Namespace) -> int:
     """Read, translate or score, write; the exit code."""
-    lines: Iterable[str] = read_lines(arguments.input)
+    lines = _begun(read_lines(arguments.input))
     partners = {name: _lines_of(getattr(arguments, name)) for name in ("reference", "prefix", "score")}
     if any(other is not None for other in partners.values()):
         lines = list(lines)
@@ -112,6 +113,11 @@ def _answer(translator: AnyTranslator, arguments: argparse.Namespace) -> int:
     if partners["score"] is not None:
         return _score(translator, lines, partners["score"], arguments)
     return _translate(translator, lines, partners["prefix"], partners["reference"], arguments)
+
+
+def _begun(lines: Iterator[str]) -> Iterable[str]:
+    """The same lines, the first of which is read: what cannot be read has emptied no --output."""
+    return chain(list(islice(lines, 1)), lines)
 
 
 def _ours(arguments: argparse.Namespace, config: DecodeConfig) -> LineTranslator:
