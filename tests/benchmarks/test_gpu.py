@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu
+import gpu_check
 import gpu_training
 import pytest
 import torch
@@ -26,7 +27,7 @@ TINY = ["--device", "cpu", "--tiny", "--no-compile"]
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "PAIRS", [("pre", "layer"), ("reversible", "rms")])
+    monkeypatch.setattr(gpu_check, "PAIRS", [("pre", "layer"), ("reversible", "rms")])
     monkeypatch.setattr(ceilings, "_SHAPES", {"cpu": ((512, 512, 512), (256, 1024, 1024))})
     monkeypatch.setattr(ceilings, "_COPIED", {"cpu": 1 << 24})
 
@@ -50,7 +51,7 @@ def test_numbers_and_speed(
 
 
 def test_a_wrong_number_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(gpu, "BOUNDS", {"logits": 1.0, "loss": 1.0, "gradients": 1e-6})
+    monkeypatch.setattr(gpu_check, "BOUNDS", {"logits": 1.0, "loss": 1.0, "gradients": 1e-6})
     assert gpu.main([*TINY, "--minutes", "0"]) == 1
     told = capsys.readouterr().out
     assert told.count("WRONG") == 2
