@@ -246,6 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("note: on a CPU the large shapes take hours; --tiny takes seconds", file=sys.stderr)
     found: dict[str, Any] = {
         "device": device_name(device),
+        "stated_peak": peak_of(device_name(device)),
         "batch_tokens": options.batch_tokens,
         "bounds": BOUNDS,
         "versions": versions(),

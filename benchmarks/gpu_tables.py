@@ -21,10 +21,13 @@ def ceilings_text(found: dict[str, Any]) -> str:
     rates = found["ceilings"]
     if rates is None:
         return "limit and peak: not measured"
+    stated = found["stated_peak"]
+    mfu = f"; MFU: of {stated / 1e12:,.0f} TFLOP/s, which its maker states" if stated else ""
     return (
         f"limit and peak: products at {rates['products'] / 1e12:,.2f} TFLOP/s in bf16, copies at"
         f" {rates['copy'] / 1e9:,.0f} GB/s, both measured in this run on {found['device']}; batches of"
-        f" {found['batch_tokens']:,} tokens, padding counted; random text with Multi30k's spread of lengths"
+        f" {found['batch_tokens']:,} tokens, padding counted; random text with Multi30k's spread of"
+        f" lengths{mfu}"
     )
 
 

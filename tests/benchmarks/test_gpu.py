@@ -124,6 +124,9 @@ def test_the_time_to_a_score_is_that_of_the_first_validation_which_has_it() -> N
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA A10G", None),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("GRID A100-10C", None),
         ("cpu", None),
     ],
 )

@@ -129,7 +129,12 @@ def test_a_refused_resume_leaves_the_run_as_it_was(run: Path, tmp_path: Path) ->
 
 def test_averaging_does_not_write_over_a_file_of_the_run(run: Path) -> None:
     before = tree(run)
-    for name in ("config.yaml", "model.safetensors", "checkpoints/update-0000099.safetensors"):
+    for name in (
+        "config.yaml",
+        "model.safetensors",
+        "checkpoints/update-0000099.safetensors",
+        "checkpoints/damaged",
+    ):
         assert average([str(run), "--output", str(run / name)]) == 2
     assert tree(run) == before
 

@@ -189,3 +189,14 @@ def test_who_may_read_a_file_is_as_of_every_new_one(tmp_path: Path) -> None:
     (tmp_path / "new").touch()
     write_weights(tmp_path / "m.safetensors", Tied().state_dict(), {})
     assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_where_modes_cannot_be_changed_files_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    write_weights(tmp_path / "m.safetensors", Tied(2.0).state_dict(), {})
+    assert read_weights(tmp_path / "m.safetensors")[0]["vector"].tolist() == [2.0, 2.0, 2.0]

@@ -44,8 +44,9 @@ def main(argv: Sequence[str]) -> int:
     target = arguments.output or arguments.run / CHECKPOINTS / "averaged.safetensors"
     if target.exists() and "averaged" not in target.stem:
         raise ConfigError(f"--output {target} exists; choose another file")
-    if target.absolute().match(f"{CHECKPOINTS}/update-*.safetensors"):
-        raise ConfigError(f"--output {target}: this is a name of validated weights; choose another")
+    own = target.parent.resolve() == (arguments.run / CHECKPOINTS).resolve()
+    if own and not target.name.startswith("averaged"):
+        raise ConfigError(f"--output {target}: there the run keeps its own; begin the name with `averaged`")
     if not arguments.checkpoints and len(paths) < arguments.last:
         say(f"note: {len(paths)} validated weights are kept, fewer than --last {arguments.last}")
     config, tokenizers = run_config(arguments.run), load_tokenizers(arguments.run)

@@ -37,6 +37,8 @@ REMEDIES = {  # of what keeps a place from being written; else another place is 
     os.strerror(errno.ENAMETOOLONG): "choose a shorter name",
     os.strerror(errno.EFBIG): "lift the limit on the size of files: ulimit -f unlimited",
 }
+DISPENSABLE = {"tensorboard": "runs go on without its events"}
+MEND_PACKAGES = "mend first what is said of packages below; "
 INSTALL = "pip install -c constraints.txt"
 
 DESCRIPTION = """\
@@ -114,19 +116,28 @@ def _python(facts: Facts) -> Iterator[Finding]:
 def _torch(facts: Facts) -> Iterator[Finding]:
     torch = facts.torch
     if not torch.version:
-        yield Finding("torch", "wrong", f"cannot be imported: {torch.error}", f"{INSTALL} torch")
+        first = MEND_PACKAGES if _is_broken(facts) else ""
+        yield Finding("torch", "wrong", f"cannot be imported: {torch.error}", f"{first}{INSTALL} torch")
         return
     build = f"built for CUDA {torch.cuda}" if torch.cuda else "built for CPUs"
     yield Finding("torch", "ok", f"{torch.version}, {build}")
     if torch.error:
         unwritten = any(p.what == "temporary files" and not p.writable for p in facts.places)
         remedy = "mend first what is said of temporary files below; " if unwritten else ""
-        if any(package.error and not package.extra for package in facts.packages):
-            remedy += "mend first what is said of packages below; "
+        remedy += MEND_PACKAGES if _is_broken(facts) else ""
         remedy += "try --device cpu; else install torch anew for this machine's driver: https://pytorch.org"
         yield Finding("trial", "wrong", f"one update of a small model fails: {torch.error}", remedy)
     else:
         yield Finding("trial", "ok", "one update of a small model works")
+
+
+def _is_broken(facts: Facts) -> bool:
+    """Is there a package that training needs and that cannot be imported?"""
+    return any(package.error and _is_needed(package) for package in facts.packages)
+
+
+def _is_needed(package: Package) -> bool:
+    return not package.extra and package.name not in DISPENSABLE
 
 
 def _devices(facts: Facts) -> Iterator[Finding]:
@@ -192,7 +203,9 @@ def _packages(facts: Facts) -> Iterator[Finding]:
     for package in poor:
         again = " --force-reinstall" if package.error else ""
         remedy = f'pip install{again} "{package.name}{package.wanted}"'
-        yield Finding("packages", "wrong", f"{package.name} {_fault(package)}", remedy)
+        state: Literal["note", "wrong"] = "wrong" if _is_needed(package) else "note"
+        without = "" if _is_needed(package) else f"; {DISPENSABLE[package.name]}"
+        yield Finding("packages", state, f"{package.name} {_fault(package)}{without}", remedy)
     if not poor:
         versions = ", ".join(f"{package.name} {package.installed}" for package in required)
         yield Finding("packages", "ok", versions)

@@ -30,6 +30,7 @@ IMPORTS = {  # of packages that the toolkit imports, beside torch
     "submitit": "submitit",
     "ctranslate2": "ctranslate2",
 }
+ENDED = "the process ended"
 LONGEST = 300  # seconds: an import from a busy network file system takes minutes, a driver that hangs all
 
 
@@ -46,6 +47,7 @@ class Torch:
     fast_bf16: bool = False
     onednn: bool = False
     unusable: Mapping[str, str] = field(default_factory=dict)  # packages that cannot be imported, and why
+    complete: bool = False  # all was tried
 
 
 def look_at_torch() -> Torch:
@@ -67,23 +69,33 @@ def look_at_torch() -> Torch:
     except subprocess.TimeoutExpired as late:
         told = late.stdout or b""  # bytes even of a text stream, in some versions of Python
         known = _last_told(told if isinstance(told, str) else told.decode("utf-8", "replace"))
-        return _failed(known, f"it did not answer within {LONGEST} seconds")
+        return _cut_off(known, f"it did not answer within {LONGEST} seconds")
     values = _last_told(done.stdout)
-    if done.returncode or not values:
-        return _failed(values, _end(done))
+    if not values.get("complete"):
+        return _cut_off(values, _end(done))
     if done.stderr and sys.stderr:  # warnings
         sys.stderr.write(done.stderr)
-    return Torch(**{**values, "gpus": tuple(values["gpus"]), "reports": tuple(values["reports"])})
+    return _read(values)
+
+
+def _cut_off(values: dict[str, Any], error: str) -> Torch:
+    """What was known when the process ended: at a package that it imported, or before that at torch."""
+    unusable = values.get("unusable", {})
+    if ENDED in unusable.values():
+        named = {package: error if why == ENDED else why for package, why in unusable.items()}
+        return _read({**values, "unusable": named})
+    return _read({**values, "gpus": (), "reports": (), "error": error})
+
+
+def _read(values: dict[str, Any]) -> Torch:
+    lists = {name: tuple(value) for name, value in values.items() if name in ("gpus", "reports")}
+    return Torch(**{**values, **lists})
 
 
 def _last_told(text: str) -> dict[str, Any]:
     """The last of what `tell` printed, if anything. What else starts with Python may print as well."""
     told = [line for line in text.splitlines() if line.startswith('{"version":') and line.endswith("}")]
     return dict(json.loads(told[-1])) if told else {}
-
-
-def _failed(values: dict[str, Any], error: str) -> Torch:
-    return Torch(**{**values, "gpus": (), "reports": (), "error": error})
 
 
 def _end(done: subprocess.CompletedProcess[str]) -> str:
@@ -101,14 +113,26 @@ def tell() -> None:
 
 
 def _stages() -> Iterator[Torch]:
+    """What is known, time and again: torch first, then the packages, of which each may end the process."""
+    known = Torch()
+    for known in _torch():
+        yield known
+    unusable: dict[str, str] = {}
+    for package, module in IMPORTS.items():
+        if _is_installed(package) and (known.version or "torch" not in module):
+            yield replace(known, unusable={**unusable, package: ENDED})
+            if error := _import(module):
+                unusable[package] = error
+    yield replace(known, unusable=unusable, complete=True)
+
+
+def _torch() -> Iterator[Torch]:
     try:
         import torch
     except Exception as error:  # a broken installation fails in many ways
         yield Torch(error=_first_line(error))
         return
     known = Torch(str(torch.__version__), cuda=torch.version.cuda)
-    yield known
-    known = replace(known, unusable=dict(_unusable()))
     yield known
     try:
         from ..modules.precision import fast_bf16
@@ -138,18 +162,23 @@ def _gpus(count: int) -> Iterator[str]:
         yield f"{found.name}, {memory:.0f} GiB, compute capability {found.major}.{found.minor}"
 
 
-def _unusable() -> Iterator[tuple[str, str]]:
-    for package, module in IMPORTS.items():
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # it is missing, which is another finding
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                importlib.import_module(module)
-        except Exception as error:
-            yield package, _first_line(error)
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # which is a finding of its own
+        return False
+    return True
+
+
+def _import(module: str) -> str:
+    """Why it cannot be imported; empty if it can."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        return _first_line(error)
+    return ""
 
 
 def _reports() -> Iterator[str]:
@@ -179,5 +208,5 @@ def _trial(device: object) -> str:
     return "" if finite else "the weights are not finite after one update"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

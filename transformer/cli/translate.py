@@ -104,8 +104,8 @@ def _translator(arguments: argparse.Namespace, config: DecodeConfig) -> AnyTrans
 
 def _answer(translator: AnyTranslator, arguments: argparse.Namespace) -> int:
     """Read, translate or score, write; the exit code."""
-    lines = _begun(read_lines(arguments.input))
     partners = {name: _lines_of(getattr(arguments, name)) for name in ("reference", "prefix", "score")}
+    lines = _begun(read_lines(arguments.input))
     if any(other is not None for other in partners.values()):
         lines = list(lines)
         for name, other in partners.items():

@@ -87,5 +87,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_own(error: Exception) -> bool:
-    """Is it a module of this toolkit that cannot be imported? That is our bug, and not a package's fault."""
-    return (getattr(error, "name", None) or "").partition(".")[0] == __name__.partition(".")[0]
+    """Is an error of an import our own bug, and no package's fault?
+
+    It is where a module of this toolkit is missing, or asks a package for a name that it does not have.
+    """
+    own = __name__.partition(".")[0]
+    if (getattr(error, "name", None) or "").partition(".")[0] == own:
+        return True
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    asks = str(error).startswith("cannot import name")
+    return asks and place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith(f"{own}.")

@@ -162,11 +162,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = (
-            temporary.stat().st_mode
-        )  # who may read it, as of every new file; a library may have its own mind
+        mode = temporary.stat().st_mode
         write(temporary)
-        temporary.chmod(mode)
+        if temporary.stat().st_mode != mode:  # of a library that has its own mind on who may read
+            with suppress(OSError):  # some file systems know no modes
+                temporary.chmod(mode)
         replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         likely = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), _HINT)
