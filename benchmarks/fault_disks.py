@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fault_trials import REFUSED, Bench, Row, fault
+from fault_rows import REFUSED, Row, fault
+from fault_running import Running
+from fault_trials import VALID, Bench
 
 
 class CannotMount(Exception):
@@ -84,15 +87,17 @@ def _limited(bench: Bench, tries: int, why: str) -> Row:
 
 @fault("the run directory read-only")
 def read_only(bench: Bench, tries: int) -> Row:
-    """A resume is refused and translation works; writable again, the run goes on."""
-    row = Row()
+    """A resume is refused and translation works as before; writable again, the run goes on."""
+    row, translated = Row(), 0
     for _ in range(max(1, tries // 10)):
         run = bench.cut(bench.updates // 4)
+        before = _translation(bench, run)
         try:
             with mounted(run, "--bind", str(run)):
                 _mount("-o", "remount,bind,ro", str(run))
                 running = bench.resume(run)
                 code, text = running.wait(), running.text()
+                after = _translation(bench, run)
         except CannotMount as error:
             row.note = f"not tried: the superuser may write anywhere, and nothing can be mounted ({error})"
             shutil.rmtree(run)
@@ -100,21 +105,39 @@ def read_only(bench: Bench, tries: int) -> Row:
         if code != 1 or "Traceback" in text or "cannot be written" not in text:
             row.add("UNCLEAR", f"exit code {code}: {text[-500:]}")
             continue
+        if after != before or before[0]:
+            row.add("OTHER LINES", f"{after!r}, writable {before!r}")
+            continue
+        translated += 1
         row.examples.setdefault(REFUSED, text.strip().splitlines()[-1])
         bench.judge(bench.go_on(run), run, row)
-    row.note = "a read-only mount of it"
+    row.note = f"a read-only mount of it; {translated} translated as before meanwhile"
     return row
+
+
+def _translation(bench: Bench, run: Path) -> tuple[int, bytes]:
+    """The exit code and the lines of a translation by the last weights."""
+    output = bench.folder / "read-only.hyp"
+    output.unlink(missing_ok=True)
+    files = ["--input", str(bench.folder / "valid.en"), "--output", str(output)]
+    flags = ["--checkpoint", "last", "--device", "cpu"]
+    running = Running("translate", [str(run), *files, *flags], output.with_suffix(".txt"))
+    code = running.wait()
+    assert code or output.read_bytes().count(b"\n") == VALID, running.text()
+    return code, output.read_bytes() if output.exists() else running.text().encode()
 
 
 @fault("checkpoints made unwritable in the middle of the run")
 def locked_midway(bench: Bench, tries: int) -> Row:
     """`chattr +i` on the directory of the checkpoints, which stops the superuser too."""
-    row = Row()
-    for _ in range(max(1, tries // 10)):
+    row, stopped, tries = Row(), 0, max(1, tries // 10)
+    for _ in range(5 * tries):  # some come too late to stop anything
+        if row.tried == tries:
+            break
         run = bench.fresh()
         running = bench.start(run)
         while running.alive and not (run / "checkpoints" / "last").exists():
-            pass
+            time.sleep(0.0002)
         folder = str(run / "checkpoints")
         done = subprocess.run(["chattr", "+i", folder], capture_output=True, text=True, check=False)
         try:
@@ -124,7 +147,12 @@ def locked_midway(bench: Bench, tries: int) -> Row:
         if done.returncode:
             row.note = f"not tried: chattr +i: {done.stderr.strip()}"
             return row
-        if code and not _told(running.text(), row):
+        if not code:
+            shutil.rmtree(run)
+            continue
+        stopped += 1
+        if not _told(running.text(), row):
             continue
         bench.judge(bench.go_on(run), run, row)
+    row.note = f"{stopped} stopped by it"
     return row

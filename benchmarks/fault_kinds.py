@@ -7,7 +7,9 @@ import signal
 import time
 from pathlib import Path
 
-from fault_trials import Bench, Row, Running, fault, saved_update
+from fault_rows import EXACT, REFUSED, Row, fault
+from fault_running import Running
+from fault_trials import Bench, saved_update
 
 
 @fault("SIGKILL at a random moment of the run")
@@ -92,10 +94,17 @@ def _signalled(bench: Bench, tries: int, number: signal.Signals) -> Row:
     return row
 
 
+# What no copy of is in the run: a resume may ask for one. All else is made anew, or done without.
+IRREPLACEABLE = (
+    "config.yaml",
+    "tokenizer/*",
+    "checkpoints/best.safetensors",
+    "checkpoints/update-*.safetensors",
+)
 DAMAGES = ("emptied", "cut to a half", "cut by a byte", "a bit flipped", "a bit flipped", "removed")
 
 
-@fault("a file of the run directory damaged")
+@fault("a file of the run directory damaged", allows=(EXACT, REFUSED))
 def damaged(bench: Bench, tries: int) -> Row:
     """Every file of a run that was killed, each in every way; `tries` below 30 takes so many of them."""
     row, whole = Row(), bench.cut(bench.updates // 2)
@@ -108,10 +117,13 @@ def damaged(bench: Bench, tries: int) -> Row:
         shutil.copytree(whole, run)
         _damage(bench, run / name, how)
         besides = (name.name,) if name.name == "metrics.jsonl" else ()
-        running = bench.resume(run)
-        bench.judge(running, run, row, besides)
-        if row.bad:
-            row.examples.setdefault("which", f"{name}: {how}")
+        each = Row()
+        bench.judge(bench.resume(run), run, each, besides)
+        (outcome,), said = each.outcomes, "".join(each.examples.values())
+        if outcome == REFUSED and not any(map(name.match, IRREPLACEABLE)):
+            outcome = "REFUSED, WHERE IT MUST GO ON"
+        good = outcome in (EXACT, REFUSED)
+        row.add(outcome, said if good else f"{name}, {how}: {said}")
     row.note = f"{len(files)} files"
     shutil.rmtree(whole)
     return row

@@ -1,34 +1,25 @@
-"""What every trial of a fault needs: a small training, its processes, and the straight run to compare with.
-
-A fault is a function of a `Bench` and a number of tries that returns a `Row`; `@fault("...")` puts it into
-the table of faults.py.
-"""
+"""What every trial of a fault needs: a small training, and the straight run to compare with."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import multiprocessing
-import os
 import random
 import shutil
-import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from fault_rows import EXACT, REFUSED, Row
+from fault_running import Running
 
 from transformer.core.errors import CheckpointError
 from transformer.training.checkpoint import read_weights
 
-ROOT = Path(__file__).parents[1]
 WORDS = ["one", "two", "red", "house", "sees", "small", "cat", "old", "green", "bird", "has", "no"]
+VALID = 12  # lines of the validation text
 CONFIG = """\
 seed: 1
 data:
@@ -60,9 +51,6 @@ train:
 decode: {{beam: 2, max_length: 12}}
 """
 CLOCKS = ("seconds", "tokens_per_second", "target_tokens_per_second", "commit", "command")
-EXACT, REFUSED, ENDED = "went on exactly", "refused with a remedy", "ended as documented"
-SAME = "went on in parts, the same to rounding"
-CRASHED = "crashed in a library that does not check whether it got memory; resumed, the same"
 REMEDIES = (
     "put back",
     "--resume",
@@ -75,128 +63,6 @@ REMEDIES = (
 )
 
 
-@dataclass
-class Row:
-    """What came of a fault: how often it was tried, an outcome to how many, and examples of what was said."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-    note: str = ""
-
-    @property
-    def tried(self) -> int:
-        return sum(self.outcomes.values())
-
-    @property
-    def bad(self) -> dict[str, int]:
-        """Outcomes that may not be."""
-        good = (EXACT, REFUSED, ENDED, SAME, CRASHED)
-        return {name: count for name, count in self.outcomes.items() if name not in good}
-
-    def add(self, outcome: str, example: str = "") -> None:
-        self.outcomes[outcome] += 1
-        if example:
-            self.examples.setdefault(outcome, example)
-
-
-Fault = Callable[["Bench", int], Row]
-FAULTS: dict[str, Fault] = {}
-
-
-def fault(name: str) -> Callable[[Fault], Fault]:
-    """Put a fault into the table."""
-
-    def register(function: Fault) -> Fault:
-        FAULTS[name] = function
-        return function
-
-    return register
-
-
-Main = Callable[[list[str]], int]
-
-
-def _child(
-    command: str,
-    argv: Sequence[str],
-    said: str,
-    file_limit: int | None,
-    room: int | None,
-    work: Callable[[Main, list[str]], int] | None,
-) -> None:
-    """A process's work: one command of the toolkit, its output in a file."""
-    descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
-    if file_limit is not None:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    if room is not None:
-        import resource
-
-        importlib.import_module("torch._dynamo")  # optimizers do so when first used
-        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (held + room, held + room))
-    sys.argv[0] = f"{command}.py"
-    import transformer
-
-    assert Path(transformer.__file__).is_relative_to(ROOT)
-    main = importlib.import_module(f"transformer.cli.{command}").main
-    sys.exit(work(main, list(argv)) if work else main(list(argv)))
-
-
-class Running:
-    """A process of the toolkit, forked from a server that has imported torch already."""
-
-    def __init__(
-        self,
-        command: str,
-        argv: Sequence[str],
-        said: Path,
-        file_limit: int | None = None,
-        room: int | None = None,
-        work: Callable[[Main, list[str]], int] | None = None,
-    ) -> None:
-        """`file_limit`: bytes that a file may have; `room`: bytes of memory besides what is held.
-
-        `work` gets the command and its arguments, and the exit code is what it returns.
-        """
-        said.unlink(missing_ok=True)
-        self.said, self.began, self.at = said, time.monotonic(), time.time()
-        os.environ["PYTHONPATH"] = str(ROOT)  # the server imports this checkout, wherever it is started
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["transformer.cli.train", "torch.utils.tensorboard", "torch._dynamo"])
-        given = (command, [*argv], str(said), file_limit, room, work)
-        self.process = context.Process(target=_child, args=given)
-        self.process.start()
-
-    @property
-    def alive(self) -> bool:
-        return self.process.is_alive()
-
-    def signal(self, number: int) -> None:
-        assert self.process.pid is not None
-        if self.alive:
-            os.kill(self.process.pid, number)
-
-    def wait(self, seconds: float = 300.0) -> int:
-        """The exit code; AssertionError after so many seconds."""
-        self.process.join(seconds)
-        if self.process.exitcode is None:
-            self.process.kill()
-            raise AssertionError(f"still running after {seconds} s: {self.text()[-500:]}")
-        return self.process.exitcode
-
-    def seconds(self) -> float:
-        """From the start to the last line that it wrote."""
-        return self.said.stat().st_mtime - self.at
-
-    def text(self) -> str:
-        return self.said.read_text(encoding="utf-8", errors="replace") if self.said.exists() else ""
-
-
 class Bench:
     """A folder with a text, a configuration and the straight run; trials get directories of their own."""
 
@@ -205,7 +71,7 @@ class Bench:
         self.updates = updates
         self.config = folder / "faults.yaml"
         folder.mkdir(parents=True, exist_ok=True)
-        for name, pairs in (("train", 400), ("valid", 12)):
+        for name, pairs in (("train", 400), ("valid", VALID)):
             lines = [" ".join(self.random.choices(WORDS, k=self.random.randint(2, 8))) for _ in range(pairs)]
             (folder / f"{name}.en").write_text("".join(f"{line}\n" for line in lines))
             (folder / f"{name}.de").write_text("".join(f"{line[::-1]}\n" for line in lines))
@@ -255,8 +121,8 @@ class Bench:
         if code == 0:
             try:
                 wrong = difference(self.straight, run, besides)
-            except (CheckpointError, OSError, ValueError) as error:
-                wrong = str(error)
+            except (CheckpointError, OSError, ValueError) as unreadable:
+                wrong = str(unreadable)
             if wrong:
                 return row.add("OTHER NUMBERS", f"{run}: {wrong}")
             row.add(
@@ -277,16 +143,6 @@ class Bench:
         running.signal(9)
         running.wait()
         return run
-
-
-def children(process: int) -> list[int]:
-    """The processes that one has started, on Linux."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == process:
-                found.append(int(stat.parent.name))
-    return sorted(found)
 
 
 def saved_update(run: Path) -> int:

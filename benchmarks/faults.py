@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 import fault_disks  # noqa: E402, F401
 import fault_kinds  # noqa: E402, F401
-from fault_trials import EXACT, FAULTS, REFUSED, Bench, Row  # noqa: E402
+from fault_rows import EXACT, FAULTS, REFUSED, Row  # noqa: E402
+from fault_trials import Bench  # noqa: E402
 
 
 def main() -> int:

@@ -37,7 +37,8 @@ def faults(*modules: str, tries: int = TRIES) -> Callable[[bool], Iterator[Row]]
     """The rows of the faults in these modules, of a bench of their own."""
 
     def rows(tiny: bool) -> Iterator[Row]:
-        from fault_trials import FAULTS, Bench
+        from fault_rows import FAULTS
+        from fault_trials import Bench
 
         for module in modules:
             import_module(module)
