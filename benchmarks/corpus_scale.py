@@ -288,8 +288,7 @@ def write(path: Path, lines: list[str], count: int) -> None:
         f"Commit {commit() or 'unknown'}, {date.today()}; {_processor()}, {cores} cores;",
         f"median of {count} round(s). Made-up text of about ten words a sentence. Start: from the start of",
         "the process to the end of the first update, with a warm cache. Peaks are VmHWM: mapped pages of",
-        "files count.",
-        "",
+        "files count.\n",
         *lines,
         "",
     ]

@@ -76,24 +76,31 @@ def _hit(bench: Bench, tries: int, everything: bool) -> Row:
         with suppress(ProcessLookupError):  # it has ended just now: all lines are there
             os.kill(pid if everything else bench.random.choice(workers), signal.SIGKILL)
         later += before > 0
-        _judge(bench, row, running, workers, output, whole, everything)
+        limit = 30 + 3 * seconds  # a worker that loads its models sees afterwards that nobody is there
+        running.wait(limit)
+        _judge(bench, row, running, _left(workers, limit), output, whole, everything)
     row.note = f"{later} kills came after the first line was written; what was written is the first lines"
     return row
+
+
+def _left(workers: list[int], limit: float) -> list[int]:
+    """The processes that are still there after so many seconds."""
+    until = time.monotonic() + limit
+    while (left := [w for w in workers if Path(f"/proc/{w}").exists()]) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
 
 
 def _judge(
     bench: Bench,
     row: Row,
     running: Running,
-    workers: list[int],
+    left: list[int],
     output: Path,
     whole: bytes,
     everything: bool,
 ) -> None:
-    code, text = running.wait(60), running.text()
-    until = time.monotonic() + 30
-    while (left := [w for w in workers if Path(f"/proc/{w}").exists()]) and time.monotonic() < until:
-        time.sleep(0.05)
+    code, text = running.wait(), running.text()
     written, lines = output.read_bytes() if output.exists() else b"", _lines(output)
     missing = re.search(r"before it had answered lines (\d+) to", text)
     if left or not whole.startswith(written) or "Traceback" in text:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -107,38 +108,43 @@ def long_lines(bench: Bench) -> Iterator[Row]:
         yield bounded(f"1 GB without a line end as {name}", found, code)
 
 
+LONG = {
+    "a line of 100,000 words": b"red house " * 50_000,
+    "a line of 16 MB": b"red house " * 1_600_000,
+    "a line of 1 GB": None,
+}
+
+
+def long_text(bench: Bench, line: bytes | None) -> dict[str, str]:
+    """Configurations of a text with that line, or one of 1 GB, by what they make of it."""
+    shared = f"data: {{train: {bench.folder}/long, valid: {bench.folder}/valid, max_unknown: 0.9"
+    shared += f", cache: {bench.folder}/cache-long, tokenizer: "
+    good = (bench.folder / "train.en").read_bytes()
+    for side in ("en", "de"):
+        with open(bench.folder / f"long.{side}", "wb") as file:
+            file.write(good)
+            if line is None:
+                file.truncate(1 << 30)
+            else:
+                file.write(line + b"\n")
+    return {
+        "training text": bench.file("long.yaml", f"{shared}{{path: {bench.run}/tokenizer}}}}".encode()),
+        "the text of a new tokenizer": bench.file("own.yaml", f"{shared}{{vocab_size: 40}}}}".encode()),
+    }
+
+
 def long_training(bench: Bench) -> Iterator[Row]:
     """The same as training text."""
-    good = (bench.folder / "train.en").read_bytes()
-    shared = f"valid: {bench.folder}/valid, cache: {bench.folder}/cache-long"
-    config = bench.file(
-        "long.yaml",
-        f"data: {{train: {bench.folder}/long, {shared}, max_unknown: 0.9,"
-        f" tokenizer: {{path: {bench.run}/tokenizer}}}}".encode(),
-    )
-    own = bench.file(
-        "own.yaml",
-        f"data: {{train: {bench.folder}/long, {shared}, max_unknown: 0.9,"
-        " tokenizer: {vocab_size: 40}}".encode(),
-    )
-    texts = {
-        "a line of 100,000 words": b"red house " * 50_000,
-        "a line of 16 MB": b"red house " * 1_600_000,
-        "a line of 1 GB": None,
-    }
-    for name, line in texts.items():
-        for side in ("en", "de"):
-            with open(bench.folder / f"long.{side}", "wb") as file:
-                file.write(good)
-                if line is None:
-                    file.truncate(1 << 30)
-                else:
-                    file.write(line + b"\n")
-        code = 1 if line is None else 0
-        yield bounded(f"{name} in training text", measured(["data", config]), code)
-        yield bounded(f"{name} in the text of a new tokenizer", measured(["data", own]), code)
+    for name, line in LONG.items():
+        for what, config in long_text(bench, line).items():
+            yield bounded(f"{name} in {what}", measured(["data", config]), 1 if line is None else 0)
     for side in ("en", "de"):
         (bench.folder / f"long.{side}").unlink()
+
+
+def endless_header(bench: Bench) -> AbstractContextManager[None]:
+    """Weights that announce a header of 2^62 bytes."""
+    return bench.damaged(bench.run / "model.safetensors", struct.pack("<Q", 1 << 62) + b"{}")
 
 
 def limits(bench: Bench) -> Iterator[Row]:
@@ -153,8 +159,7 @@ def limits(bench: Bench) -> Iterator[Row]:
         yield row(f"translate.py {' '.join(flags)}", answer.code == 2, "refused, exit code 2")
     yield bounded("/dev/zero as configuration", measured(["train", "/dev/zero", "--check"]), 2)
     yield bounded("/dev/zero as weights", measured(["translate", run, "--checkpoint", "/dev/zero"]), 1)
-    header = struct.pack("<Q", 1 << 62) + b"{}"
-    with bench.damaged(bench.run / "model.safetensors", header):
+    with endless_header(bench):
         yield bounded("weights that announce a header of 2^62 bytes", measured(["translate", run]), 1)
     flags = ["--beam", "1000", "--max-length", "100000", "--set", "decode.max_length_ratio=1e9"]
     config = bench.config.read_text().replace("decoder_layers: 1", "decoder_layers: 100")

@@ -3,7 +3,9 @@
     python benchmarks/reliability.py --write docs/reliability.md    # hours; each part in its own process
     python benchmarks/reliability.py --only fuzz hostile            # parts, now; the others' rows stay
     python benchmarks/reliability.py --only --write docs/reliability.md    # the table of what is there
+    python benchmarks/reliability.py --only workers --write docs/reliability.md    # one part, and the table
     python benchmarks/reliability.py --tiny                         # minutes: does every part work?
+    python benchmarks/reliability.py --tiny --only workers          # does this one? keeps nothing
 
 A part's rows are kept in docs/results/reliability/PART.json as they come. A part that fails or is killed
 stops no other; its row says so. Exit code 1 if anything was not as it has to be. `--only` lists: PARTS.
@@ -24,6 +26,8 @@ from datetime import date
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import short_forms
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "docs" / "results" / "reliability"
@@ -53,6 +57,7 @@ def faults(*modules: str, tries: int = TRIES) -> Callable[[bool], Iterator[Row]]
                         "tried": row.tried,
                         "outcome": "; ".join([*said, *([row.note] if row.note else [])]),
                         "failed": sum(row.bad.values()),
+                        "allowed": list(row.allows),
                         "examples": row.examples,
                     }
 
@@ -116,42 +121,24 @@ def hostile(tiny: bool) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Part:
-    """`rows(tiny)` does it; `short` is the test of the fast suite that holds a short form."""
+    """`rows(tiny)` does it; which tests are short forms is in short_forms.py."""
 
     title: str
-    short: str
     rows: Callable[[bool], Iterable[Row]]
 
 
 PARTS = {
     "runs": Part(
         "A run in one process: killed, terminated, damaged, without room",
-        "tests/benchmarks/test_faults.py",
         faults("fault_kinds", "fault_disks"),
     ),
-    "ranks": Part(
-        "A run in two processes, by torchrun",
-        "tests/benchmarks/test_faults.py, tests/training/test_ranks.py, tests/cli/test_launched.py",
-        faults("fault_ranks", "fault_meeting", tries=10),
-    ),
-    "alike": Part(
-        "Several processes beside one",
-        "tests/training/test_ranks.py, tests/training/test_sharded.py",
-        alike,
-    ),
-    "data": Part(
-        "Preparation and the encoded text",
-        "tests/data/test_preparing.py, tests/data/test_dataset.py",
-        faults("fault_data"),
-    ),
-    "memory": Part("Out of memory", "tests/training/test_oom.py", faults("fault_memory")),
-    "workers": Part(
-        "Translating in two processes", "tests/cli/test_processes.py", faults("fault_workers", tries=20)
-    ),
-    "fuzz": Part("Fuzzed input", "tests/cli/test_hostile.py", fuzz),
-    "hostile": Part(
-        "Files that would run code, climb out or fill the memory", "tests/cli/test_hostile.py", hostile
-    ),
+    "ranks": Part("A run in two processes, by torchrun", faults("fault_ranks", "fault_meeting", tries=10)),
+    "alike": Part("Several processes beside one", alike),
+    "data": Part("Preparation and the encoded text", faults("fault_data")),
+    "memory": Part("Out of memory", faults("fault_memory")),
+    "workers": Part("Translating in two processes", faults("fault_workers", tries=20)),
+    "fuzz": Part("Fuzzed input", fuzz),
+    "hostile": Part("Files that would run code, climb out or fill the memory", hostile),
 }
 
 
@@ -216,9 +203,11 @@ def table(found: dict[str, Any]) -> str:
     lines += [f"| **all** | **{tried:,}** | | **{failures(found)}** |", ""]
     for name, each in found.items():
         made = f"`{each['command']}`, commit {each['commit']}, {each['date']}, {each['seconds']:,} s"
-        lines.append(f"- {PARTS[name].title}: {made}, {each['machine']}; short form: `{PARTS[name].short}`")
+        lines.append(f"- {PARTS[name].title}: {made}, {each['machine']}")
     missing = [f"`{name}`" for name in PARTS if name not in found]
-    return "\n".join(lines + ([f"- not there yet: {', '.join(missing)}"] if missing else []))
+    lines += [f"- not there yet: {', '.join(missing)}"] if missing else []
+    faults = [row["fault"].replace("|", "\\|") for each in found.values() for row in each["rows"]]
+    return "\n".join([*lines, "", short_forms.table(faults)])
 
 
 def _clean(text: str) -> str:

@@ -21,6 +21,7 @@ from fault_rows import CRASHED, ENDED, EXACT, FAULTS, REFUSED, SAME, Row, fault
 from fault_running import Running
 from fault_trials import Bench, difference
 from faults import table
+from short_forms import ONE, SHORT, TWO, pattern_of
 
 from transformer.training.checkpoint import read_weights, write_weights
 
@@ -31,7 +32,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("faults"), updates=20)
 
 
-OF_ONE = [name for name, tried in FAULTS.items() if tried.__module__ in ("fault_kinds", "fault_disks")]
+OF_ONE = [name for name in FAULTS if SHORT[pattern_of(name)] == ONE]
 
 
 @pytest.mark.parametrize("name", OF_ONE)
@@ -54,7 +55,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return bench
 
 
-OF_TWO = [name for name in FAULTS if "two processes" in name]
+OF_TWO = [name for name in FAULTS if SHORT[pattern_of(name)] == TWO]
 
 
 @pytest.mark.parametrize("name", OF_TWO)
@@ -62,6 +63,16 @@ def test_two_processes_go_on_exactly_or_end_as_documented(name: str, pair: Bench
     row = FAULTS[name](pair, 1)
     assert row.tried == 1
     assert not row.bad, row.examples
+
+
+def test_the_short_forms_are_those_that_the_page_names() -> None:
+    here = {
+        f"tests/benchmarks/{Path(__file__).name}::{test.__name__}"
+        for test in (test_one_process_goes_on_exactly, test_two_processes_go_on_exactly_or_end_as_documented)
+    }
+    assert here == {ONE, TWO}
+    assert len(OF_ONE) == 9
+    assert len(OF_TWO) == 10
 
 
 def test_the_comparison_sees_one_bit_and_no_clock(bench: Bench, tmp_path: Path) -> None:

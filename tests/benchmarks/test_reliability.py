@@ -7,9 +7,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import fault_data  # noqa: F401
+import fault_disks  # noqa: F401
+import fault_kinds  # noqa: F401
+import fault_meeting  # noqa: F401
+import fault_memory  # noqa: F401
+import fault_ranks  # noqa: F401
+import fault_workers  # noqa: F401
 import pytest
 import reliability
+from fault_rows import FAULTS
 from reliability import KEPT, PARTS, ROOT, Part, Row, child, failures, found_in, main, put, table
+from short_forms import SHORT, pattern_of
 
 
 def breaking(tiny: bool) -> Iterator[Row]:
@@ -25,7 +34,7 @@ def test_what_a_part_has_found_is_kept_and_its_end_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {"one": breaking, "two": whole, "three": whole}
-    parts = {name: Part(name.title(), f"tests/{name}.py", rows) for name, rows in names.items()}
+    parts = {name: Part(name.title(), rows) for name, rows in names.items()}
     monkeypatch.setattr(reliability, "PARTS", parts)
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- reliability: begin -->\nold\n<!-- reliability: end -->\nafter\n")
@@ -57,8 +66,26 @@ def test_the_page_has_the_table_of_what_is_kept_and_no_place_of_a_machine(tmp_pa
     assert failures(found) == 0
     kept = "".join(file.read_text() for file in KEPT.glob("*.json"))
     assert not re.findall(r"(?<![\w.])/(?:home|root|tmp|work|usr)/", kept + copy.read_text())
-    for part in PARTS.values():
-        assert all((ROOT / test).exists() for test in part.short.split(", "))
+
+
+def test_every_row_of_the_table_has_its_short_form_where_the_page_says_or_none() -> None:
+    faults = [row["fault"] for each in found_in(KEPT).values() for row in each["rows"]]
+    used = {pattern_of(fault) for fault in faults}
+    assert used == set(SHORT), "patterns that no row has"
+    assert {pattern_of(name) for name in FAULTS} < used
+    for short in SHORT.values():
+        file, _, test = short.partition("::")
+        assert not test or f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), short
+        assert test or short.startswith("none"), short
+
+
+def test_what_is_kept_was_right_for_each_fault_as_it_is_judged_now() -> None:
+    rows = [row for each in found_in(KEPT).values() for row in each["rows"] if row["fault"] in FAULTS]
+    assert len(rows) >= 20
+    for row in rows:
+        right = FAULTS[row["fault"]].allows
+        counts = [re.search(rf"(?:^|; )(\d+) {outcome}(?:;|$)", row["outcome"]) for outcome in right]
+        assert sum(int(count[1]) for count in counts if count) == row["tried"] - row["failed"], row
 
 
 @pytest.mark.slow

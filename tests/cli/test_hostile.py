@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hostile
+import hostile_sizes
 import pytest
 from fuzz import all_kinds, tried
 from fuzz_kinds import JSON, KINDS, Kind
@@ -253,10 +254,30 @@ def _short_of_memory(monkeypatch: pytest.MonkeyPatch, longest: int) -> Callable[
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured by wait4")
-def test_a_line_of_many_words_is_cut_and_answered(bench: Bench) -> None:
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["plain", "json"])
+def test_a_line_of_many_words_is_cut_and_answered(bench: Bench, flags: list[str]) -> None:
     words = b"one\n" + b"red house " * 50_000 + b"\ntwo\n"
-    answer = require(call(translate, [str(bench.run)], words), [0], 3)
+    answer = require(call(translate, [str(bench.run), *flags], words), [0], 3)
     assert "line 2: too long" in answer.err
+
+
+@pytest.mark.parametrize("name", ["a line of 100,000 words", "a line of 1 GB"])
+def test_a_long_line_of_the_text_is_left_out_or_refused(bench: Bench, name: str) -> None:
+    for config in hostile_sizes.long_text(bench, hostile_sizes.LONG[name]).values():
+        answer = require(call(data, [config]), [1 if "GB" in name else 0])
+        assert ("is this a text file?" if "GB" in name else "pairs read") in answer.out.decode() + answer.err
+
+
+def test_a_header_without_end_is_a_damaged_file(bench: Bench) -> None:
+    with hostile_sizes.endless_header(bench):
+        answer = require(call(translate, [str(bench.run)], b"one\n"), [1])
+    assert "model.safetensors" in answer.err
+
+
+def test_a_vocabulary_of_next_to_nothing_trains_or_says_what_to_set(bench: Bench) -> None:
+    rows = list(hostile.vocabularies(bench))
+    assert len(rows) == 5
+    assert not [row for row in rows if row[2].startswith("FAILED")]
 
 
 def test_a_vocabulary_with_a_piece_that_is_no_text_is_refused(bench: Bench) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import compare
+from ranks import compare, handed_on
 
 CASES = ("batch norm", "few rows")  # "accumulate" is what is resumed, interrupted and short of memory
 
@@ -21,3 +21,8 @@ def test_two_processes_make_the_updates_of_one_and_end_when_one_is_killed(tmp_pa
     assert len(rows) == 9
     assert [row for row in rows if not row.good] == []
     assert "rank 0 of 2" in (tmp_path / "lost0").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo on one machine")
+def test_a_run_is_handed_on_to_two_processes_and_back(tmp_path: Path) -> None:
+    assert handed_on(tmp_path, (1, 2, 1)).good
