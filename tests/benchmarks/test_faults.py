@@ -14,7 +14,7 @@ import fault_disks  # noqa: F401
 import fault_kinds
 import fault_meeting  # noqa: F401
 import fault_ranks
-import fault_workers  # noqa: F401
+import fault_workers
 import pytest
 from fault_memory import _compared, beyond_rounding
 from fault_rows import CRASHED, ENDED, EXACT, FAULTS, REFUSED, SAME, Row, fault
@@ -184,3 +184,44 @@ def test_only_a_run_in_parts_may_have_other_bits(bench: Bench, tmp_path: Path) -
     for whole, said in ((EXACT, "fine"), (CRASHED, "fine"), (EXACT, cut), (CRASHED, cut)):
         _compared(row, whole, bench.straight, copy, said)
     assert row.outcomes == {EXACT: 1, CRASHED: 2, SAME: 1, "OTHER NUMBERS": 2}
+
+
+class Ended(Running):
+    """A process that has ended with that code and these words."""
+
+    def __init__(self, code: int, said: str) -> None:
+        self.code, self.words = code, said
+
+    def wait(self, seconds: float = 300.0) -> int:
+        return self.code
+
+    def text(self) -> str:
+        return self.words
+
+
+LOST = "error: translating process 7 ended by signal 9 "
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "written", "left", "outcome"),
+    [
+        (1, f"{LOST}while it loaded its models", 0, [], REFUSED),
+        (1, f"{LOST}before it had answered lines 3 to 4, of which nothing is written", 2, [], REFUSED),
+        (1, f"{LOST}before it had answered lines 3 to 4, of which nothing is written", 1, [], "UNCLEAR"),
+        (1, f"{LOST}before it had answered lines 3 to 4, of which nothing is written", 3, [], "UNCLEAR"),
+        (1, f"{LOST}while it loaded its models", 1, [], "UNCLEAR"),
+        (1, f"{LOST}while it loaded its models", 0, [8], "LEFT BEHIND"),
+        (0, "", 5, [], EXACT),
+        (0, "", 4, [], "UNCLEAR"),
+    ],
+)
+def test_a_translation_that_lost_a_process_has_written_all_that_it_says(
+    code: int, said: str, written: int, left: list[int], outcome: str, bench: Bench, tmp_path: Path
+) -> None:
+    row, output, lines = Row(), tmp_path / "x.hyp", [b"one\n", b"two\n", b"\n", b"four\n", b"five\n"]
+    output.write_bytes(b"".join(lines[:written]))
+    fault_workers._judge(bench, row, Ended(code, said), left, output, b"".join(lines), False)
+    assert row.outcomes == {outcome: 1}
+    output.write_bytes(b"other\n")
+    fault_workers._judge(bench, row, Ended(code, said), left, output, b"".join(lines), False)
+    assert row.outcomes["LEFT BEHIND"] == 1 + (outcome == "LEFT BEHIND")
