@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from transformer.cli import doctor, machine, torch_facts
-from transformer.cli.doctor import EXTRAS, Finding, examine
+from transformer.cli.doctor import examine
 from transformer.cli.machine import (
     DANGLING,
     GONE,
@@ -28,6 +28,7 @@ from transformer.cli.machine import (
     packages,
     place,
 )
+from transformer.cli.packages import EXTRAS, Finding
 from transformer.cli.torch_facts import Torch
 from transformer.core.versions import satisfies
 

@@ -12,50 +12,28 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from ..core.streams import show
-from ..core.versions import satisfies
-from .machine import DANGLING, GONE, Facts, Package, Place, look
+from .machine import DANGLING, GONE, Facts, Place, look
+from .packages import INSTALL, MEND_PACKAGES, Finding, is_broken, packages_found
 
 OLDEST_PYTHON = (3, 10)
 GIB = 1 << 30
 ROOM, LITTLE_ROOM = 100 << 20, 2 * GIB  # bytes of disk below which nothing, or not much, can be kept
 MEMORY, LITTLE_MEMORY = 512 << 20, 2 * GIB
-EXTRAS = {
-    "report": "figures of studies and probes",
-    "slurm": "studies on a Slurm cluster",
-    "ctranslate2": "export to CTranslate2, and translation by it",
-    "test": "the test suite",
-    "dev": "formatting, linting and types",
-}
 REMEDIES = {  # of what keeps a place from being written; else another place is to be chosen
     GONE: "change to a directory that exists: cd",
     DANGLING: "delete the link, or make the directory that it names",
     os.strerror(errno.ENAMETOOLONG): "choose a shorter name",
     os.strerror(errno.EFBIG): "lift the limit on the size of files: ulimit -f unlimited",
 }
-DISPENSABLE = {"tensorboard": "runs go on without its events"}
-MEND_PACKAGES = "mend first what is said of packages below; "
-INSTALL = "pip install -c constraints.txt"
-
 DESCRIPTION = """\
 Look at Python, torch, devices, packages, CPUs, memory and disk, and say what to do about what is missing.
 
 exit codes: 0 a model can be trained here; 1 it cannot, and what is marked `wrong` says why; 2 the command
 line is wrong"""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`note`: training works, but something is slower, smaller or missing; `wrong`: it does not work."""
-
-    topic: str
-    state: Literal["ok", "note", "wrong"]
-    found: str
-    remedy: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,7 +94,7 @@ def _python(facts: Facts) -> Iterator[Finding]:
 def _torch(facts: Facts) -> Iterator[Finding]:
     torch = facts.torch
     if not torch.version:
-        first = MEND_PACKAGES if _is_broken(facts) else ""
+        first = MEND_PACKAGES if is_broken(facts) else ""
         yield Finding("torch", "wrong", f"cannot be imported: {torch.error}", f"{first}{INSTALL} torch")
         return
     build = f"built for CUDA {torch.cuda}" if torch.cuda else "built for CPUs"
@@ -124,20 +102,11 @@ def _torch(facts: Facts) -> Iterator[Finding]:
     if torch.error:
         unwritten = any(p.what == "temporary files" and not p.writable for p in facts.places)
         remedy = "mend first what is said of temporary files below; " if unwritten else ""
-        remedy += MEND_PACKAGES if _is_broken(facts) else ""
+        remedy += MEND_PACKAGES if is_broken(facts) else ""
         remedy += "try --device cpu; else install torch anew for this machine's driver: https://pytorch.org"
         yield Finding("trial", "wrong", f"one update of a small model fails: {torch.error}", remedy)
     else:
         yield Finding("trial", "ok", "one update of a small model works")
-
-
-def _is_broken(facts: Facts) -> bool:
-    """Is there a package that training needs and that cannot be imported?"""
-    return any(package.error and _is_needed(package) for package in facts.packages)
-
-
-def _is_needed(package: Package) -> bool:
-    return not package.extra and package.name not in DISPENSABLE
 
 
 def _devices(facts: Facts) -> Iterator[Finding]:
@@ -191,45 +160,6 @@ def _compiler(facts: Facts) -> Iterator[Finding]:
     else:
         remedy = "install g++ or clang++, or name one in CXX; or leave train.compile at false"
         yield Finding("compiler", "note", "no C++ compiler: train.compile does not work on a CPU", remedy)
-
-
-def _packages(facts: Facts) -> Iterator[Finding]:
-    if not facts.packages:
-        remedy = f"in the checkout: {INSTALL} -e ."
-        yield Finding("packages", "note", "this toolkit is not installed: no versions were compared", remedy)
-        return
-    required = [package for package in facts.packages if not package.extra]
-    poor = [package for package in required if _fault(package)]
-    for package in poor:
-        again = " --force-reinstall" if package.error else ""
-        remedy = f'pip install{again} "{package.name}{package.wanted}"'
-        state: Literal["note", "wrong"] = "wrong" if _is_needed(package) else "note"
-        without = "" if _is_needed(package) else f"; {DISPENSABLE[package.name]}"
-        yield Finding("packages", state, f"{package.name} {_fault(package)}{without}", remedy)
-    if not poor:
-        versions = ", ".join(f"{package.name} {package.installed}" for package in required)
-        yield Finding("packages", "ok", versions)
-    for extra in dict.fromkeys(package.extra for package in facts.packages if package.extra):
-        faults = [
-            f"{package.name} {fault}"
-            for package in facts.packages
-            if package.extra == extra and (fault := _fault(package))
-        ]
-        purpose = EXTRAS.get(extra, "optional")
-        if faults:
-            remedy = f'if you want that: {INSTALL} -e ".[{extra}]"'
-            yield Finding(f"extra {extra}", "note", f"{purpose}: {'; '.join(faults)}", remedy)
-        else:
-            yield Finding(f"extra {extra}", "ok", purpose)
-
-
-def _fault(package: Package) -> str:
-    """`is not installed`, `1.2 is not >=2.9`, `cannot be imported (...)`, or nothing."""
-    if package.installed is None:
-        return "is not installed"
-    if not satisfies(package.installed, package.wanted):
-        return f"{package.installed} is not {package.wanted}"
-    return f"cannot be imported ({package.error})" if package.error else ""
 
 
 def _cpus(facts: Facts) -> Iterator[Finding]:
@@ -306,7 +236,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _precision,
     _kernels,
     _compiler,
-    _packages,
+    packages_found,
     _cpus,
     _memory,
     _places,
