@@ -41,6 +41,7 @@ def _is_needed(package: Package) -> bool:
 
 
 def packages_found(facts: Facts) -> Iterator[Finding]:
+    """A finding for each required package that has a fault, and one for each extra."""
     if not facts.packages:
         remedy = f"in the checkout: {INSTALL} -e ."
         yield Finding("packages", "note", "this toolkit is not installed: no versions were compared", remedy)

@@ -70,11 +70,6 @@ def content(path: Path) -> bytes:
         return file.read()
 
 
-def is_there(path: Path) -> bool:
-    """Has anything this name, be it a link that leads nowhere?"""
-    return os.path.lexists(path)
-
-
 def clear(path: Path) -> None:
     """Remove what has this name, a directory with all in it, if anything has."""
     if path.is_dir() and not path.is_symlink():

@@ -7,6 +7,7 @@ complete on the disk before anything is renamed.
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.disk import clear, is_there, regular, sync_directory
+from ..core.disk import clear, regular, sync_directory
 from ..core.errors import CheckpointError
 from ..core.holding import require_held
 from ..core.rundir import WEIGHTS
@@ -80,7 +81,7 @@ def save_training(
         raise
     require_held(directory)
     try:
-        if is_there(directory):
+        if os.path.lexists(directory):
             clear(previous)
             directory.rename(previous)
         new.rename(directory)
@@ -206,7 +207,7 @@ def adopt(saved: Saved, directory: Path) -> None:
         return
     damaged = directory.with_name(DAMAGED)
     try:
-        if is_there(directory):
+        if os.path.lexists(directory):
             clear(damaged)
             directory.rename(damaged)
         saved.directory.rename(directory)
