@@ -92,9 +92,18 @@ class Forked(Together):
 def _agent(restarts: int, main: Callable[[list[str]], int], argv: list[str]) -> int:
     """Torchrun --standalone --nproc-per-node 2, of which each process is a fork."""
     from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    close = MultiprocessContext._close
+
+    def released(context: Any, **how: Any) -> None:
+        """A forked rank that is done waits to be asked for its result; a signalled agent asks no more."""
+        context._worker_finished_event.set()
+        close(context, **how)
+
+    MultiprocessContext._close = released  # type: ignore[method-assign]
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     settings = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}

@@ -174,6 +174,7 @@ def work(
     """Train each case, in each layout that has it; go on with runs of one process; see a rank die.
 
     `resumed` names the case that the runs `resumed, LAYOUT` are of, and where they end, if not as it does.
+    Without it the cases are all but the death.
     """
     os.environ.update(environment(rank, size, port))
     torch.set_num_threads(1)
@@ -182,7 +183,7 @@ def work(
         results = {f"{name}, ddp": train(name, place / f"{name}, ddp", ranks) for name in names}
         for name in (name for name in names if name in SHARDED):
             results[f"{name}, fsdp"] = train(name, place / f"{name}, fsdp", ranks, parallel="fsdp")
-        if names:
+        if names and resumed:
             for layout, by in (("fsdp", 0), ("ddp", ranks.size - 1)):
                 name = f"interrupted, {layout}"
                 results[name] = interrupted("accumulate", place / name, ranks, layout, by)

@@ -77,15 +77,19 @@ def run_together(
     return [torch.load(folder / f"results{rank}.pt", weights_only=True) for rank in range(size)]
 
 
-def compare(size: int, folder: Path, names: Sequence[str], *, killed: bool = True) -> list[Row]:
-    """The named cases in `size` processes and in one."""
-    for layout in ("ddp", "fsdp"):
-        train("accumulate", folder / f"resumed, {layout}", updates=2, save_every=1)
-    with open(folder / "resumed, fsdp" / "checkpoints" / "last" / "trainer.pt", "r+b") as file:
-        file.write(b"damaged")
-    ranks = run_together(size, folder, names, resumed="accumulate", killed=killed)
+def compare(
+    size: int, folder: Path, names: Sequence[str], *, killed: bool = True, resumed: bool = True
+) -> list[Row]:
+    """The named cases in `size` processes and in one; `resumed`: also what goes on, or is short of memory."""
+    if resumed:
+        for layout in ("ddp", "fsdp"):
+            train("accumulate", folder / f"resumed, {layout}", updates=2, save_every=1)
+        with open(folder / "resumed, fsdp" / "checkpoints" / "last" / "trainer.pt", "r+b") as file:
+            file.write(b"damaged")
+    ranks = run_together(size, folder, names, resumed="accumulate" if resumed else "", killed=killed)
     alone = {name: train(name, folder / f"{name}, alone") for name in names}
-    alone["resumed"] = alone["interrupted"] = alone["short"] = train("accumulate", folder / "straight")
+    if resumed:
+        alone |= dict.fromkeys(("resumed", "interrupted", "short"), train("accumulate", folder / "straight"))
     return [row(key, size, [rank[key] for rank in ranks], alone[key.rpartition(", ")[0]]) for key in ranks[0]]
 
 

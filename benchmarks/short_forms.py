@@ -17,6 +17,7 @@ ONE = f"{FAULTS}one_process_goes_on_exactly"
 TWO = f"{FAULTS}two_processes_go_on_exactly_or_end_as_documented"
 RANKS = "tests/training/test_ranks.py::test_"
 ALIKE = f"{RANKS}two_processes_make_the_updates_of_one_and_end_when_one_is_killed"
+FOUR = f"{RANKS}four_processes_make_the_updates_of_one_and_end_when_one_is_killed"
 READ = f"{HOSTILE}nothing_that_is_read_runs_climbs_out_or_is_waited_for"
 NONE = "none; `make slow` has one"
 NOWHERE = "none"
@@ -44,9 +45,9 @@ SHORT = {
     # alike
     "2 processes beside one, *": ALIKE,
     "one of 2 processes killed in the middle of an update": ALIKE,
-    "4 processes beside one, *": NOWHERE,
-    "one of 4 processes killed in the middle of an update": NOWHERE,
-    "a run handed on: 1 -> *": f"{RANKS}a_run_is_handed_on_to_two_processes_and_back",
+    "4 processes beside one, *": FOUR,
+    "one of 4 processes killed in the middle of an update": FOUR,
+    "a run handed on: 1 -> *": f"{RANKS}a_run_is_handed_on_to_two_processes_to_four_and_back",
     # data
     "a preparation killed *": f"{PREPARING}a_killed_preparation_leaves_no_process_and_loses_nothing",
     "a file of the encoded text damaged before a start": (

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hostile_places import instead
 
+from transformer.cli.compare import main as compare
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
 from transformer.core.disk import content
@@ -77,3 +78,83 @@ def test_what_a_configuration_extends_is_no_pipe(tmp_path: Path, capsys: pytest.
         assert train([str(child), "--check"]) == 2
     assert "parent.yaml: it is no regular file" in capsys.readouterr().err
     assert not waited
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("config.yaml", 1, "config.yaml: damaged or edited"),
+        (
+            "tokenizer/joint.model",
+            1,
+            "joint.model: cannot read the tokenizer: it has more than 268,435,456 bytes",
+        ),
+        ("tokenizer/trained_from.json", 1, "it has more than 268,435,456 bytes"),
+        ("checkpoints/last/manifest.json", 0, "it has more than 268,435,456 bytes"),
+    ],
+)
+def test_a_file_of_a_run_that_is_far_too_large_is_not_read_whole(
+    name: str, code: int, words: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """8 GB, with holes: what begins as it was written."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    os.truncate(copy / name, 1 << 33)
+    assert train(["--resume", str(copy), "--set", "train.updates=11"]) == code
+    assert words in capsys.readouterr().err + (copy / "log.txt").read_text()
+
+
+def test_a_configuration_without_seal_that_is_far_too_large_is_not_read_whole(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    file = copy / "config.yaml"
+    file.write_text(file.read_text().partition("\n")[2])
+    os.truncate(file, 1 << 33)
+    assert train(["--resume", str(copy), "--set", "train.updates=11"]) == 2
+    assert "it has more than 4,000,000 bytes" in capsys.readouterr().err
+
+
+def test_a_result_that_is_far_too_large_is_not_read_whole(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    os.truncate(copy / "result.json", 1 << 33)
+    assert compare([str(copy), str(run)]) == 0
+    assert "parameters: unknown and" in capsys.readouterr().out
+
+
+def test_a_reference_that_no_metric_is_made_for_is_refused_before_anything_is_translated(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference, output = tmp_path / "reference", tmp_path / "output"
+    for length, code in ((1_000_000, 0), (1_000_001, 1)):
+        reference.write_text("x" * length + "\n")
+        source = tmp_path / "in"
+        source.write_text("one\n")
+        output.write_text("as it was\n")
+        flags = ["--input", str(source), "--output", str(output), "--reference", str(reference)]
+        assert translate([str(run), *flags]) == code
+    assert "reference: line 1 has 1,000,001 characters, more than the 1,000,000" in capsys.readouterr().err
+    assert output.read_text() == "as it was\n"
+    (tmp_path / "long.en").write_text("one\n")
+    (tmp_path / "long.de").write_text("x" * 1_000_001 + "\n")
+    config = (folder / "tiny.yaml").read_text()
+    for part, place in (("valid", f"valid: {folder}/valid"), ("held", f"held: {folder}/valid")):
+        file = tmp_path / f"{part}.yaml"
+        file.write_text(config.replace(place, place.replace(f"{folder}/valid", f"{tmp_path}/long")))
+        assert train([str(file), "--run-dir", str(tmp_path / part)]) == 1
+        assert "long.de: line 1 has 1,000,001 characters" in capsys.readouterr().err
+
+
+def test_text_that_is_a_pipe_is_named_as_such(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for side in ("en", "de"):
+        os.mkfifo(tmp_path / f"train.{side}")
+    file = tmp_path / "piped.yaml"
+    file.write_text((folder / "tiny.yaml").read_text().replace(f"{folder}/train", f"{tmp_path}/train"))
+    assert train([str(file), "--run-dir", str(tmp_path / "run")]) == 1
+    assert f"{tmp_path}/train.en: what has that name is no regular file" in capsys.readouterr().err

@@ -24,5 +24,14 @@ def test_two_processes_make_the_updates_of_one_and_end_when_one_is_killed(tmp_pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo on one machine")
-def test_a_run_is_handed_on_to_two_processes_and_back(tmp_path: Path) -> None:
-    assert handed_on(tmp_path, (1, 2, 1)).good
+def test_a_run_is_handed_on_to_two_processes_to_four_and_back(tmp_path: Path) -> None:
+    assert handed_on(tmp_path).good
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo on one machine, and POSIX signals")
+def test_four_processes_make_the_updates_of_one_and_end_when_one_is_killed(tmp_path: Path) -> None:
+    rows = compare(4, tmp_path, ("pre",), resumed=False)
+    assert [row.case for row in rows] == ["pre, ddp", "pre, fsdp"]
+    assert all(row.good for row in rows)
+    for rank in (0, 2, 3):
+        assert f"rank {rank} of 4" in (tmp_path / f"lost{rank}").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from ..core.configuration import Section
 from ..core.errors import CheckpointError, ConfigError, Problem
 from ..core.loading import Override, load
 from ..core.rundir import CONFIG_FILE
-from ..core.seal import broken
+from ..core.seal import is_broken
 from ..data.cache import PARTS
 from ..training import config as training
 from .config import Config, default_run_dir
@@ -48,7 +48,7 @@ def _require_apart(run_dir: str, cache: str) -> None:
 def resumed_config(run: Path, overrides: Overrides) -> Config:
     """The configuration of a run that goes on: its own, with other limits. ConfigError for other changes."""
     file = config_file_of(run)
-    if broken(file.read_text(encoding="utf-8", errors="surrogateescape")):
+    if is_broken(file):
         raise CheckpointError(
             f"{file}: damaged or edited after it was written; put back a copy, or take out its first line if"
             " what it says is what you want (what may change when a run goes on is given with --set)"

@@ -17,6 +17,7 @@ import torch
 from ..core.cpus import MOST_PROCESSES, MOST_THREADS
 from ..core.errors import ConfigError, DataError, Problem
 from ..core.loading import Override, load
+from ..data.corpus import require_scorable
 from ..decoding.config import DecodeConfig
 from ..decoding.processes import SpreadTranslator
 from ..decoding.translator import LineTranslator, Translator
@@ -105,6 +106,8 @@ def _translator(arguments: argparse.Namespace, config: DecodeConfig) -> AnyTrans
 def _answer(translator: AnyTranslator, arguments: argparse.Namespace) -> int:
     """Read, translate or score, write; the exit code."""
     partners = {name: _lines_of(getattr(arguments, name)) for name in ("reference", "prefix", "score")}
+    if partners["reference"] is not None:
+        require_scorable(partners["reference"], arguments.reference)
     lines = _begun(read_lines(arguments.input))
     if any(other is not None for other in partners.values()):
         lines = list(lines)

@@ -8,6 +8,8 @@ import shutil
 import stat
 from pathlib import Path
 
+LARGEST = 1 << 28  # bytes of a file of a run that is read whole
+
 
 def replace(temporary: Path, path: Path) -> None:
     """Give a file that was written beside `path` that name, for good. OSError as the system raises it."""
@@ -64,10 +66,12 @@ def _require_regular(descriptor: int, path: str, message: str) -> int:
     return descriptor
 
 
-def content(path: Path) -> bytes:
-    """The bytes of a regular file; OSError, which says so, for all else."""
+def content(path: Path, most: int | None = LARGEST) -> bytes:
+    """The bytes of a regular file; OSError, which says so, for all else, and for one of more than `most`."""
     with open(path, "rb", opener=regular) as file:
-        return file.read()
+        if most is not None and os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+        return file.read(most)
 
 
 def clear(path: Path) -> None:

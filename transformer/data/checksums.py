@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.disk import content
 from ..core.reading import read_json
 
 META = "meta.json"
@@ -36,7 +37,7 @@ def checked(values: Mapping[str, Any]) -> str:
 
 def read_checked(path: Path) -> dict[str, Any]:
     """What `checked` wrote; ValueError if it is something else by now."""
-    text = path.read_text(encoding="utf-8")
+    text = content(path).decode("utf-8")
     values = read_json(text)
     try:
         del values["checksum"]

@@ -29,6 +29,7 @@ Split = Literal["train", "valid", "test"]
 # Bytes; a "line" beyond this is not text, and reading on would fill the memory. What is translated is longer
 # in no case: decode.max_source_length goes to 100,000 subwords.
 LONGEST_LINE = 1 << 24
+LONGEST_SCORED = 1_000_000  # characters of a reference
 _FIRST_LINES = 5
 _PIECE = 1 << 20
 
@@ -150,6 +151,11 @@ def find(prefix: str, language: str) -> Path:
     for path in (plain, packed):
         if path.is_file():
             return path
+        if path.exists():
+            raise DataError(
+                f"no such file: {path}: what has that name is no regular file; text is read several times, so it"
+                " cannot be a pipe"
+            )
     message = f"no such file: {plain} (nor {packed.name})"
     folder = plain.parent
     if not folder.is_dir():
@@ -258,7 +264,19 @@ def require_same_length(paths: tuple[Path, Path], lines: tuple[int, int]) -> Non
 
 def read_parallel(prefix: str, source: str, target: str, split: Split = "test") -> list[tuple[str, str]]:
     """All pairs of a test or validation set as they stand in the files, for scoring against the raw text."""
-    return [(pair.source, pair.target) for pair in read_pairs(prefix, source, target, split)]
+    pairs = [(pair.source, pair.target) for pair in read_pairs(prefix, source, target, split)]
+    require_scorable((reference for _, reference in pairs), f"{prefix}.{target}")
+    return pairs
+
+
+def require_scorable(references: Iterable[str], name: str) -> None:
+    """Raise DataError for a line on which the metrics would not end: TER's time is quadratic in its words."""
+    for number, line in enumerate(references, 1):
+        if len(line) > LONGEST_SCORED:
+            raise DataError(
+                f"{name}: line {number} has {len(line):,} characters, more than the {LONGEST_SCORED:,} that a"
+                " reference may have; is this one translation a line?"
+            )
 
 
 def _demo(source: str, target: str, split: Split) -> Iterator[Pair]:

@@ -23,6 +23,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.disk import content
 from ..core.errors import DataError
 from ..core.special import EOS
 from .checksums import META
@@ -133,7 +134,7 @@ class EncodedCorpus:
     @classmethod
     def open(cls, folder: Path) -> EncodedCorpus:
         """Open what `CorpusWriter` wrote."""
-        meta = json.loads((folder / META).read_text())
+        meta = json.loads(content(folder / META))
         source, target = (FlatFiles(folder, f"{side}.ids", meta["dtypes"][side]) for side in SIDES)
         texts = None
         if meta["texts"]:
@@ -198,4 +199,4 @@ def changed(folder: Path | None, what: str) -> NoReturn:
 
 
 def report_of(folder: Path) -> SplitReport:
-    return SplitReport(**json.loads((folder / META).read_text())["report"])
+    return SplitReport(**json.loads(content(folder / META))["report"])

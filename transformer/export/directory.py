@@ -19,7 +19,7 @@ from ..core.disk import content, sync_directory, sync_file
 from ..core.errors import CheckpointError, Problem
 from ..core.reading import read_json
 from ..core.rundir import CONFIG_FILE, TOKENIZERS
-from ..core.seal import broken
+from ..core.seal import is_broken
 from ..data.tokenizer import JOINT, SOURCE, TARGET, Tokenizer, load_tokenizers
 from .engine import CTranslate2
 from .manifest import ENGINE_FILES, ENGINES, MANIFEST, MODEL, digests, read_manifest
@@ -118,7 +118,7 @@ def open_export(directory: Path, device: torch.device | None = None, threads: in
     """Load an export. Raises CheckpointError, with the file's name, where one is missing or has changed."""
     manifest = read_manifest(directory)
     config = directory / CONFIG_FILE
-    if not config.is_file() or broken(config.read_text(encoding="utf-8", errors="surrogateescape")):
+    if not config.is_file() or is_broken(config):
         raise CheckpointError(
             f"{config}: missing, damaged or edited after it was written; export again, or take out its first"
             " line if what it says is what you want"

@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from ..core.disk import not_through_a_link
+from ..core.disk import content, not_through_a_link
 from ..core.errors import DataError
 
 
@@ -65,7 +65,7 @@ def held(path: Path) -> bool:
 def holder(path: Path) -> str:
     """`process 123 on host`, for messages."""
     try:
-        words = json.loads(path.read_text(encoding="utf-8"))
+        words = json.loads(content(path))
         child = f", training in process {words['training']}" if "training" in words else ""
         return f"process {words['pid']} on {words['host']}{child}"
     except (OSError, ValueError, KeyError, TypeError):

@@ -41,7 +41,7 @@ def read_past(path: Path) -> Past:
     """
     past = Past()
     try:
-        lines = content(path).splitlines() if path.exists() else []
+        lines = content(path, most=None).splitlines() if path.exists() else []
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     for line in lines:

@@ -22,7 +22,7 @@ SAVED = re.compile(rb"^[^ \n]+ [^ \n]+  state [0-9a-f]+ after update ", re.MULTI
 
 def tells_of_states(run_dir: Path) -> bool:
     """Does log.txt say that a state was saved?"""
-    return (run_dir / LOG).is_file() and SAVED.search(content(run_dir / LOG)) is not None
+    return (run_dir / LOG).is_file() and SAVED.search(content(run_dir / LOG, most=None)) is not None
 
 
 class Shelf:
