@@ -1,6 +1,9 @@
 """Do faults to a real training and see that it goes on exactly, or says plainly why not.
 
-python benchmarks/faults.py --write docs/results/faults.md
+    python benchmarks/faults.py --only "disk full" --tries 3
+
+Faults of one process, as many or as few as one likes, with an example of what was said; all of them at full
+length are the part `runs` of reliability.py.
 
 A small model is trained on a generated text in float32 (subword sampling, accumulation, averaging, patience
 and a plateau schedule in use). After each fault the run is resumed, and its end is compared with that of a
@@ -12,12 +15,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,6 @@ def main() -> int:
     parser.add_argument("--only", default="", help="faults whose name holds this")
     parser.add_argument("--updates", type=int, default=60, help="of the training (default: 60)")
     parser.add_argument("--seed", type=int, default=1, help="of the random moments (default: 1)")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there")
     arguments = parser.parse_args()
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -50,9 +49,6 @@ def main() -> int:
                 rows[name] = function(bench, arguments.tries)
                 print(f"{name}: {dict(rows[name].outcomes)} {rows[name].note}", flush=True)
                 print(f"  {time.monotonic() - began:.0f} s; {rows[name].examples}", flush=True)
-                if arguments.write:  # after each, so that what was found is kept
-                    text = page(table(rows), rows, sys.argv[1:]).replace(f"{folder}/", "")
-                    arguments.write.write_text(text, encoding="utf-8")
     print(table(rows))
     return 1 if any(row.bad for row in rows.values()) else 0
 
@@ -67,36 +63,6 @@ def table(rows: dict[str, Row]) -> str:
             f"| {name} | {row.tried} | {row.outcomes[EXACT]} | {row.outcomes[REFUSED]} | {bad} | {row.note} |"
         )
     return "\n".join(lines)
-
-
-def page(text: str, rows: dict[str, Row], arguments: list[str]) -> str:
-    """docs/results/faults.md: the table, what was said, and what it takes to make it again."""
-    command = " ".join(["python benchmarks/faults.py", *arguments])
-    about = f"{_processor()}, Python {platform.python_version()}, commit {_commit()}, {date.today()}"
-    what = (__doc__ or "").split("faults.md")[1].strip()
-    said = [
-        f"- {name}, {outcome}: `{' '.join(example.split())[-300:]}`"
-        for name, row in rows.items()
-        for outcome, example in row.examples.items()
-    ]
-    return (
-        "\n\n".join(
-            ["# Faults", f"    {command}", what, f"{about}.", text, "An example of each:", "\n".join(said)]
-        )
-        + "\n"
-    )
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _commit() -> str:
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

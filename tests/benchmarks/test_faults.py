@@ -1,4 +1,4 @@
-"""A short form of benchmarks/faults.py: each kind of fault once or a few times, by real processes."""
+"""A short form of benchmarks/fault_*.py: each kind of fault once or a few times, by real processes."""
 
 from __future__ import annotations
 
