@@ -275,7 +275,7 @@ def main() -> None:
 
 
 def write(path: Path, lines: list[str], count: int) -> None:
-    from faults import _processor
+    from provenance import processor
 
     from transformer.cli.result import commit
 
@@ -285,7 +285,7 @@ def write(path: Path, lines: list[str], count: int) -> None:
         "",
         f"    python benchmarks/corpus_scale.py {shlex.join(sys.argv[1:])}",
         "",
-        f"Commit {commit() or 'unknown'}, {date.today()}; {_processor()}, {cores} cores;",
+        f"Commit {commit() or 'unknown'}, {date.today()}; {processor()}, {cores} cores;",
         f"median of {count} round(s). Made-up text of about ten words a sentence. Start: from the start of",
         "the process to the end of the first update, with a warm cache. Peaks are VmHWM: mapped pages of",
         "files count.\n",

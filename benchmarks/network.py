@@ -22,7 +22,6 @@ import math
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -45,6 +44,7 @@ from network_runs import (
     measure,
     ring,
 )
+from provenance import commit_of, processor
 
 LAYOUTS = ("ddp", "fsdp")
 TOLERANCE = 1e-4  # float32, and some tens of updates, in which a unit of a ReLU may fall on the other side
@@ -92,7 +92,7 @@ def measured(part: str, arguments: argparse.Namespace, folder: Path) -> list[dic
 
 def ended(names: Sequence[str], folder: Path, limit: float, checkout: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    label = "" if checkout == ROOT else f", at {_commit(checkout)[:7]}"
+    label = "" if checkout == ROOT else f", at {commit_of(checkout)[:7]}"
     for name in names:
         fault = replace(FAULTS[name], name=FAULTS[name].name + label)
         rows += map(asdict, endings(fault, folder / name, limit, checkout))
@@ -176,9 +176,7 @@ def table(part: str, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def page(kept: dict[str, Any], note: str = "") -> str:
-    from faults import _processor
-
-    about = {f"Commit {each['commit']}, {each['date']}; {_processor()}." for each in kept.values()}
+    about = {f"Commit {each['commit']}, {each['date']}; {processor()}." for each in kept.values()}
     parameters = {row["parameters"] for part in kept.values() for row in part["rows"] if "parameters" in row}
     text = PAGE.format(
         commands="\n".join(
@@ -247,12 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def made(argv: Sequence[str]) -> dict[str, str]:
     command = f"python benchmarks/network.py {shlex.join(argv)}".strip()
-    return {"command": command, "commit": _commit(ROOT), "date": str(date.today())}
-
-
-def _commit(checkout: Path) -> str:
-    git = ["git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return {"command": command, "commit": commit_of(ROOT), "date": str(date.today())}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import short_forms
+from provenance import commit_of, processor
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "docs" / "results" / "reliability"
@@ -144,14 +145,12 @@ PARTS = {
 
 def child(name: str, file: Path, tiny: bool) -> None:
     """Do a part, and write down each row as it comes."""
-    from faults import _commit, _processor
-
     began, rows = time.monotonic(), []
     about = {
         "command": f"python benchmarks/reliability.py --only {name}{' --tiny' if tiny else ''}",
-        "commit": _commit(),
+        "commit": commit_of(ROOT),
         "date": str(date.today()),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}",
     }
 
     def keep(done: bool) -> None:
