@@ -12,7 +12,6 @@ sampling, Kudo 2018; BPE-dropout, Provilkov et al. 2020.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,18 +28,13 @@ from ..core.disk import content, replace
 from ..core.errors import DataError, Problem
 from ..core.special import BOS, EOS, PAD, UNK
 from .cleaning import clean
+from .pieces import LOWEST_COVERAGE, PieceOptions, train_pieces
 from .segmentation import BPEDropout, Segmenter, UnigramSampling
 
 JOINT, SOURCE, TARGET = "joint.model", "source.model", "target.model"
 
-# U+0001 is taken out of every text before SentencePiece sees it, so no text can spell a control piece.
-_CONTROL_PIECES = {PAD: "\x01<pad>", UNK: "\x01<unk>", BOS: "\x01<s>", EOS: "\x01</s>"}
 _WORD = re.compile("▁[^▁]*")
 _LONGEST_WORD = 64  # characters; drawing takes time quadratic in this
-LOWEST_COVERAGE = 0.98  # that SentencePiece trains with
-_LARGEST_REQUEST = 10_000_000  # near 2**31 SentencePiece's arithmetic overflows and training never ends
-_LONGEST_SENTENCE = 4096  # bytes a training sentence may have; longer lines are cut, not left out
-_TRAINING_THREADS = 4  # fixed: the order of float sums, and so the model, depends on it
 
 PieceCount = Annotated[Int, Field(ge=5)]  # the control pieces and one more
 
@@ -239,62 +233,8 @@ def _spread(pairs: Iterable[tuple[str, str]], count: int, wanted: int) -> Iterat
             yield pair
 
 
-def _sentences(lines: Iterable[str]) -> Iterator[str]:
-    """Cleaned lines; a line that SentencePiece would skip for its length comes in parts."""
-    limit = _LONGEST_SENTENCE // 4  # characters, of at most four bytes
-    for line in lines:
-        line = clean(line)
-        start = 0  # a copy of the rest for each part would take time quadratic in the line
-        while len(line) - start > limit:
-            cut = line.rfind(" ", start, start + limit) + 1 or start + limit
-            yield line[start:cut]
-            start = cut
-        rest = line[start:]
-        if rest and not rest.isspace():
-            yield rest
-
-
 def _train(lines: Iterator[str], what: str, kind: str, size: int, config: TokenizerConfig) -> bytes:
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=_sentences(lines),
-            model_writer=model,
-            model_type=kind,
-            vocab_size=min(size, _LARGEST_REQUEST),
-            character_coverage=config.character_coverage,
-            byte_fallback=config.byte_fallback,
-            normalization_rule_name="nmt_nfkc" if config.normalization == "nfkc" else "identity",
-            max_sentence_length=_LONGEST_SENTENCE,
-            num_threads=_TRAINING_THREADS,
-            pad_id=PAD,
-            unk_id=UNK,
-            bos_id=BOS,
-            eos_id=EOS,
-            pad_piece=_CONTROL_PIECES[PAD],
-            unk_piece=_CONTROL_PIECES[UNK],
-            bos_piece=_CONTROL_PIECES[BOS],
-            eos_piece=_CONTROL_PIECES[EOS],
-            minloglevel=2,
-        )
-    except (RuntimeError, ValueError, OSError) as error:
-        raise DataError(_explain(str(error), what, kind, size)) from None
-    return model.getvalue()
-
-
-def _explain(message: str, what: str, kind: str, size: int) -> str:
-    """SentencePiece's complaint in the user's terms."""
-    if found := re.search(r"value <= (\d+)", message):
-        return (
-            f"a vocabulary of {size:,} {kind} pieces is larger than the text of {what} allows: at most "
-            f"{int(found[1]):,}; set data.tokenizer.vocab_size to that or, better, well below it"
-        )
-    if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return (
-            f"a vocabulary of {size:,} {kind} pieces is too small for {what}: its characters alone need "
-            f"{int(found[1]):,}; raise data.tokenizer.vocab_size or lower data.tokenizer.character_coverage"
-            f" (to {LOWEST_COVERAGE} at least)"
-        )
-    if "sentences_.empty()" in message:
-        return f"no tokenizer can be trained: {what} of the training data has blank lines only"
-    return f"SentencePiece cannot train on {what} ({kind}, {size:,} pieces): {message}"
+    options = PieceOptions(
+        kind, size, config.character_coverage, config.byte_fallback, nfkc=config.normalization == "nfkc"
+    )
+    return train_pieces(lines, what, options)
