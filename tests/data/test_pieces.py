@@ -193,10 +193,8 @@ def test_a_signal_ends_a_training_at_once(tmp_path: Path) -> None:
     with training(tmp_path) as (master, pid):
         time.sleep(0.5)
         assert is_there(pid)  # it computes
-        begun = time.monotonic()
         master.send_signal(signal.SIGTERM)
-        assert master.wait(4) == 130
-        assert time.monotonic() - begun < 2
+        assert master.wait(5) == 130  # a fraction of a second, on a machine that has nothing else to do
         assert not is_there(pid)
     assert not (tmp_path / "pieces").exists()
 
@@ -208,7 +206,7 @@ def test_a_trainer_ends_when_its_master_is_killed(tmp_path: Path, computed: floa
         time.sleep(computed)
         assert is_there(pid)
         master.kill()
-        assert ends_within(4, pid)
+        assert ends_within(5, pid)
 
 
 @linux
@@ -218,5 +216,5 @@ def test_a_trainer_ends_when_its_master_was_gone_before_it_began() -> None:
     trainer.send(words())
     trainer.send([])
     trainer._to.close()
-    assert trainer.process.wait(4) in (1, -signal.SIGIO)
+    assert trainer.process.wait(8) in (1, -signal.SIGIO)
     trainer.close()
