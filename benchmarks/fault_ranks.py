@@ -52,8 +52,13 @@ class Together(Running):
         return self.torchrun.poll() is None
 
     @property
+    def agent(self) -> int:
+        """The process that looks after the ranks."""
+        return self.torchrun.pid
+
+    @property
     def ranks(self) -> list[int]:
-        return children(self.torchrun.pid)
+        return children(self.agent)
 
     def signal(self, number: int) -> None:
         self.torchrun.send_signal(number)
@@ -62,7 +67,7 @@ class Together(Running):
         try:
             return self.torchrun.wait(seconds)
         except subprocess.TimeoutExpired:
-            for process in (*self.ranks, self.torchrun.pid):
+            for process in (*self.ranks, self.agent):
                 os.kill(process, signal.SIGKILL)
             raise AssertionError(f"still running after {seconds} s: {self.text()[-500:]}") from None
 
@@ -71,16 +76,30 @@ class Forked(Together):
     """The same by what torchrun consists of, forked from a server that has imported torch already."""
 
     def __init__(self, argv: list[str], said: Path, restarts: int = 0) -> None:
-        Running.__init__(self, "train", argv, said, work=partial(_agent, restarts))
+        there = {"rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
+        self.fork(argv, said, {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": 2, **there}, restarts)
+
+    def fork(
+        self,
+        argv: list[str],
+        said: Path,
+        how: dict[str, Any],
+        restarts: int,
+        variables: Mapping[str, str] = MappingProxyType({}),
+        after: Path | None = None,
+    ) -> None:
+        """Start it with the settings `how`, once the file `after` is there."""
+        settings = {**how, "rdzv_backend": "c10d", "max_restarts": restarts, "start_method": "fork"}
+        Running.__init__(self, "train", argv, said, work=partial(_agent, settings, dict(variables), after))
 
     @property
     def alive(self) -> bool:
         return self.process.is_alive()
 
     @property
-    def ranks(self) -> list[int]:
+    def agent(self) -> int:
         assert self.process.pid is not None
-        return children(self.process.pid)
+        return self.process.pid
 
     def signal(self, number: int) -> None:
         Running.signal(self, number)
@@ -89,8 +108,16 @@ class Forked(Together):
         return Running.wait(self, seconds)
 
 
-def _agent(restarts: int, main: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Torchrun --standalone --nproc-per-node 2, of which each process is a fork."""
+def _agent(
+    settings: dict[str, Any],
+    variables: dict[str, str],
+    after: Path | None,
+    main: Callable[[list[str]], int],
+    argv: list[str],
+) -> int:
+    """What torchrun does with these settings, of which each process is a fork."""
+    while after and not after.exists():
+        time.sleep(0.01)
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -104,12 +131,10 @@ def _agent(restarts: int, main: Callable[[list[str]], int], argv: list[str]) -> 
         close(context, **how)
 
     MultiprocessContext._close = released  # type: ignore[method-assign]
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.update({"OMP_NUM_THREADS": "1", **variables})
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    settings = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
-    config = LaunchConfig(1, 1, 2, **settings, max_restarts=restarts, start_method="fork")  # type: ignore[arg-type]
     try:
-        elastic_launch(config, _rank)(main, argv)
+        elastic_launch(LaunchConfig(**settings), _rank)(main, argv)
     except (SignalException, ChildFailedError) as error:
         print(error, file=sys.stderr)
         return 1
