@@ -66,6 +66,8 @@ REMEDIES = (
 class Bench:
     """A folder with a text, a configuration and the straight run; trials get directories of their own."""
 
+    short = False  # is it to take seconds, where a fault can?
+
     def __init__(self, folder: Path, updates: int = 60, seed: int = 1) -> None:
         self.folder, self.random, self.count = folder, random.Random(seed), 0
         self.updates = updates
