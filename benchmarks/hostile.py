@@ -20,7 +20,7 @@ import sentencepiece
 import torch
 from fuzzing import Bench, call
 from hostile_places import places, unfolding
-from hostile_sizes import Row, limits, long_lines, long_training, row
+from hostile_sizes import Row, ending, limits, long_lines, long_training, row
 from sentencepiece import sentencepiece_model_pb2 as proto
 
 from transformer.cli.train import main as train
@@ -161,7 +161,7 @@ def vocabularies(bench: Bench) -> Iterator[Row]:
             outcome += f"; translates {said.out.count(10)} of 3 lines"
             fine = fine and said.code == 0 and said.out.count(b"\n") == 3
         elif fine:
-            outcome += f" ({answer.err.strip().splitlines()[-1][-110:]})"
+            outcome += f" ({ending(answer.err, 110)})"
         yield row(f"training on {name}", fine, outcome)
 
 

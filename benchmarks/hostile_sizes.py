@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,6 +70,12 @@ def measured(
     return process.returncode, usage.ru_maxrss / 1024, seconds, answers["stdout"], answers["stderr"].decode()
 
 
+def ending(err: str, most: int) -> str:
+    """The last words of what was said, of so many characters at most, without the place of the bench."""
+    said = re.sub(rf"{re.escape(tempfile.gettempdir())}/tmp\w+/", "", err).strip().splitlines()[-1]
+    return said if len(said) <= most else f"... {said[-most:].partition(' ')[2]}"
+
+
 def bounded(
     fault: str, found: tuple[int, float, float, bytes, str], code: int, lines: int | None = None
 ) -> Row:
@@ -77,7 +85,7 @@ def bounded(
     if lines is not None:
         fine = fine and out.count(b"\n") == lines
         counted = f"{out.count(10)} of {lines} lines out, "
-    said = "" if not ended else f" ({err.strip().splitlines()[-1][-90:]})" if err.strip() else ""
+    said = f" ({ending(err, 90)})" if ended and err.strip() else ""
     return row(fault, fine, f"exit code {ended}, {counted}{megabytes:,.0f} MB at most, {seconds:.0f} s{said}")
 
 
@@ -103,9 +111,10 @@ def long_lines(bench: Bench) -> Iterator[Row]:
         file.truncate(1 << 30)
     found = measured(["translate", run, "--input", str(sparse)])
     yield bounded("1 GB of NUL without a line end as --input, translated", found, 0, 1)
-    for name, code in (("--prefix", 1), ("--score", 1), ("--reference", 0)):
-        found = measured(["translate", run, name, str(sparse)], lambda pipe: pipe.write(b"one\n"))
-        yield bounded(f"1 GB without a line end as {name}", found, code)
+    two = bench.file("two.txt", b"one\ntwo\n")
+    for name in ("--prefix", "--score", "--reference"):
+        found = measured(["translate", run, "--input", two, name, "-"], gigabyte)
+        yield bounded(f"1 GB without a line end as {name}", found, 1)
 
 
 LONG = {
@@ -116,7 +125,7 @@ LONG = {
 
 
 def long_text(bench: Bench, line: bytes | None) -> dict[str, str]:
-    """Configurations of a text with that line, or one of 1 GB, by what they make of it."""
+    """Configurations of a text that ends with that line, or one of 1 GB, by what they make of it."""
     shared = f"data: {{train: {bench.folder}/long, valid: {bench.folder}/valid, max_unknown: 0.9"
     shared += f", cache: {bench.folder}/cache-long, tokenizer: "
     good = (bench.folder / "train.en").read_bytes()
