@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,9 @@ ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "docs" / "results" / "reliability"
 BEGIN, END = "<!-- reliability: begin -->", "<!-- reliability: end -->"
 TRIES = 30
+TEMPORARY = re.compile(
+    r"(?:[\w.-]*/)*tmp[a-z0-9_]{8}/"
+)  # as `tempfile` names a folder; it may be cut in front
 
 Row = dict[str, Any]  # fault, tried, outcome, failed
 
@@ -210,7 +214,8 @@ def table(found: dict[str, Any]) -> str:
 
 
 def _clean(text: str) -> str:
-    """On one line, without the places of this machine."""
+    """On one line, without the places of this machine, temporary ones too."""
+    text = TEMPORARY.sub("", text)
     for place in (f"{ROOT}/", sys.prefix, f"{tempfile.gettempdir()}/"):
         text = text.replace(place, "")
     return " ".join(text.split())

@@ -12,14 +12,13 @@ from pathlib import Path
 FAULTS, PROCESSES = "tests/benchmarks/test_faults.py::test_", "tests/cli/test_processes.py::test_"
 HOSTILE, PLACES = "tests/cli/test_hostile.py::test_", "tests/cli/test_places.py::test_"
 PREPARING, DATASET = "tests/data/test_preparing.py::test_", "tests/data/test_dataset.py::test_"
-CORPUS, OOM = "tests/data/test_corpus.py::test_", "tests/training/test_oom.py::test_"
+OOM = "tests/training/test_oom.py::test_"
 ONE = f"{FAULTS}one_process_goes_on_exactly"
 TWO = f"{FAULTS}two_processes_go_on_exactly_or_end_as_documented"
 RANKS = "tests/training/test_ranks.py::test_"
 ALIKE = f"{RANKS}two_processes_make_the_updates_of_one_and_end_when_one_is_killed"
 FOUR = f"{RANKS}four_processes_make_the_updates_of_one_and_end_when_one_is_killed"
 READ = f"{HOSTILE}nothing_that_is_read_runs_climbs_out_or_is_waited_for"
-NONE = "none; `make slow` has one"
 NOWHERE = "none"
 
 SHORT = {
@@ -41,7 +40,7 @@ SHORT = {
     "SIGTERM to one of two processes while they load a saved run": TWO,
     "two processes *": TWO,
     "SIGTERM to one of two processes that wait for a third, without torchrun": TWO,
-    "one of two machines is killed, and another takes its place": NONE,
+    "one of two machines is killed, and another takes its place": TWO,
     # alike
     "2 processes beside one, *": ALIKE,
     "one of 2 processes killed in the middle of an update": ALIKE,
@@ -62,7 +61,9 @@ SHORT = {
     "SIGKILL to one of two processes that translate": (
         f"{PROCESSES}two_processes_answer_as_one_and_a_killed_one_is_an_error"
     ),
-    "SIGKILL to a translation in two processes, and given again": NONE,
+    "SIGKILL to a translation in two processes, and given again": (
+        f"{FAULTS}a_translation_that_is_killed_leaves_no_process_and_gives_all_when_given_again"
+    ),
     # fuzz
     "fuzzed: *": f"{HOSTILE}every_case_ends_as_documented",
     # hostile
@@ -82,10 +83,10 @@ SHORT = {
     "100 layers, 1,000 hypotheses *": f"{HOSTILE}a_search_that_no_memory_holds_is_refused_before_it_starts",
     "training on *": f"{HOSTILE}a_vocabulary_of_next_to_nothing_trains_or_says_what_to_set",
     "a line of 100,000 words translated*": f"{HOSTILE}a_line_of_many_words_is_cut_and_answered",
-    "1 GB without a line end as --*": NOWHERE,
-    "1 GB *, translated": f"{CORPUS}a_lenient_reader_cuts_a_line_without_end_and_goes_on",
+    "1 GB without a line end as --*": f"{HOSTILE}a_partner_without_end_is_an_error_that_names_it",
+    "1 GB *, translated": f"{HOSTILE}a_line_without_end_is_cut_and_answered",
     "a line of 100,000 words in *": f"{HOSTILE}a_long_line_of_the_text_is_left_out_or_refused",
-    "a line of 16 MB in *": NOWHERE,
+    "a line of 16 MB in *": f"{HOSTILE}a_line_of_the_text_may_be_as_long_as_the_longest_and_no_longer",
     "a line of 1 GB in *": f"{HOSTILE}a_long_line_of_the_text_is_left_out_or_refused",
 }
 

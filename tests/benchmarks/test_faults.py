@@ -65,6 +65,15 @@ def test_two_processes_go_on_exactly_or_end_as_documented(name: str, pair: Bench
     assert not row.bad, row.examples
 
 
+def test_a_translation_that_is_killed_leaves_no_process_and_gives_all_when_given_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "short", True)
+    row = FAULTS["SIGKILL to a translation in two processes, and given again"](bench, 1)
+    assert row.outcomes == {EXACT: 1}, row.examples
+    assert row.note.startswith("1 kills came after the first line was written")
+
+
 def test_the_short_forms_are_those_that_the_page_names() -> None:
     here = {
         f"tests/benchmarks/{Path(__file__).name}::{test.__name__}"
@@ -72,7 +81,7 @@ def test_the_short_forms_are_those_that_the_page_names() -> None:
     }
     assert here == {ONE, TWO}
     assert len(OF_ONE) == 9
-    assert len(OF_TWO) == 10
+    assert len(OF_TWO) == 11
 
 
 def test_the_comparison_sees_one_bit_and_no_clock(bench: Bench, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import gettempdir
 
 import fault_data  # noqa: F401
 import fault_disks  # noqa: F401
@@ -17,12 +18,17 @@ import fault_workers  # noqa: F401
 import pytest
 import reliability
 from fault_rows import FAULTS
-from reliability import KEPT, PARTS, ROOT, Part, Row, child, failures, found_in, main, put, table
+from reliability import KEPT, PARTS, ROOT, TEMPORARY, Part, Row, child, failures, found_in, main, put, table
 from short_forms import SHORT, pattern_of
 
 
 def breaking(tiny: bool) -> Iterator[Row]:
-    yield {"fault": "a | b", "tried": 7, "outcome": f"6 fine; {ROOT}/x", "failed": 1}
+    yield {
+        "fault": "a | b",
+        "tried": 7,
+        "outcome": f"6 fine; {ROOT}/x, {gettempdir()}/tmpab_12cd3/y",
+        "failed": 1,
+    }
     raise RuntimeError("the machine is gone")
 
 
@@ -46,7 +52,7 @@ def test_what_a_part_has_found_is_kept_and_its_end_is_told(
     assert text.startswith("before\n<!-- reliability: begin -->\n| fault |")
     assert text.endswith("<!-- reliability: end -->\nafter\n")
     assert "old" not in text
-    assert "| a \\| b | 7 | 6 fine; x | 1 |" in text
+    assert "| a \\| b | 7 | 6 fine; x, y | 1 |" in text
     assert "| the rest of this part | 0 | FAILED: it did not come to its end | 1 |" in text
     assert "| c | 1,000 | fine | 0 |" in text
     assert "| **all** | **1,007** | | **2** |" in text
@@ -66,6 +72,7 @@ def test_the_page_has_the_table_of_what_is_kept_and_no_place_of_a_machine(tmp_pa
     assert failures(found) == 0
     kept = "".join(file.read_text() for file in KEPT.glob("*.json"))
     assert not re.findall(r"(?<![\w.])/(?:home|root|tmp|work|usr)/", kept + copy.read_text())
+    assert not TEMPORARY.findall(kept + copy.read_text())
 
 
 def test_every_row_of_the_table_has_its_short_form_where_the_page_says_or_none() -> None:

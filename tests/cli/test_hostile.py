@@ -21,6 +21,7 @@ from transformer.cli.data import main as data
 from transformer.cli.demo import main as demo
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
+from transformer.data import corpus, scanning
 from transformer.training.checkpoint import CHECKSUM
 from transformer.training.history import Line, read_past
 
@@ -266,6 +267,51 @@ def test_a_long_line_of_the_text_is_left_out_or_refused(bench: Bench, name: str)
     for config in hostile_sizes.long_text(bench, hostile_sizes.LONG[name]).values():
         answer = require(call(data, [config]), [1 if "GB" in name else 0])
         assert ("is this a text file?" if "GB" in name else "pairs read") in answer.out.decode() + answer.err
+
+
+@pytest.fixture
+def longest(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The most bytes that a line may have, made less; still more than a piece that is read at once."""
+    most = 1_500_000
+    for module in (corpus, scanning):
+        assert module.LONGEST_LINE > most > module._PIECE
+        monkeypatch.setattr(module, "LONGEST_LINE", most)
+    return most
+
+
+def words(count: int) -> bytes:
+    """So many bytes of words."""
+    return (b"red house " * (count // 10 + 1))[:count]
+
+
+@pytest.mark.parametrize("more", [0, 1], ids=["as long", "longer"])
+def test_a_line_of_the_text_may_be_as_long_as_the_longest_and_no_longer(
+    bench: Bench, longest: int, more: int
+) -> None:
+    for config in hostile_sizes.long_text(bench, words(longest + more)).values():
+        answer = require(call(data, [config]), [more])
+        said = f"long.en: line 61 is longer than {longest:,} bytes" if more else "61 pairs read, 60 kept"
+        assert said in answer.out.decode() + answer.err
+
+
+def test_a_line_without_end_is_cut_and_answered(bench: Bench, longest: int) -> None:
+    """Words from standard input, and NUL, which is unseen, from a file."""
+    for more in (0, 1):
+        for line, said in ((words(longest + more), "line 2: too long"), (bytes(longest + more), corpus.NUL)):
+            text = b"one\n" + line + b"\ntwo\n" + line
+            flags = ["--input", bench.file("long.txt", text)] if said == corpus.NUL else []
+            answer = require(call(translate, [str(bench.run), *flags], b"" if flags else text), [0], 4)
+            assert (f"2 lines with {corpus.TOO_LONG}: lines 2, 4" in answer.err) == bool(more)
+            assert said in answer.err
+
+
+@pytest.mark.parametrize("flag", ["--prefix", "--score"])
+def test_a_partner_without_end_is_an_error_that_names_it(bench: Bench, longest: int, flag: str) -> None:
+    for more in (0, 1):
+        partner = bench.file("partner.txt", b"one\n" + words(longest + more))
+        answer = require(call(translate, [str(bench.run), flag, partner], b"one\ntwo\n"), [1])
+        assert (corpus.TOO_LONG in answer.err) == bool(more)
+        assert f"error: {partner}: line 2" in answer.err
 
 
 def test_a_header_without_end_is_a_damaged_file(bench: Bench) -> None:
