@@ -305,7 +305,7 @@ def test_a_line_without_end_is_cut_and_answered(bench: Bench, longest: int) -> N
             assert said in answer.err
 
 
-@pytest.mark.parametrize("flag", ["--prefix", "--score"])
+@pytest.mark.parametrize("flag", ["--prefix", "--score", "--reference"])
 def test_a_partner_without_end_is_an_error_that_names_it(bench: Bench, longest: int, flag: str) -> None:
     for more in (0, 1):
         partner = bench.file("partner.txt", b"one\n" + words(longest + more))

@@ -20,14 +20,19 @@ Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 
 
-def test_sigterm_while_data_is_prepared_is_an_interruption(
-    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_data_is_prepared_is_an_interruption(
+    number: int, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("transformer.cli.train.prepare", lambda *_: signal.raise_signal(signal.SIGTERM))
-    assert train([config, "--run-dir", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr().err.endswith("interrupted\n")
-    assert signal.getsignal(signal.SIGTERM) == before
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        monkeypatch.setattr("transformer.cli.train.prepare", lambda *_: signal.raise_signal(number))
+        assert train([config, "--run-dir", str(tmp_path / "run")]) == 130
+        assert capsys.readouterr().err.endswith("interrupted\n")
+        assert not (tmp_path / "run" / "run.lock").exists()
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_sigterm_at_the_end_stops_at_once_and_the_run_can_end_again(

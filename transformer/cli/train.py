@@ -18,6 +18,7 @@ from ..core.plans import shown
 from ..core.reading import halved
 from ..core.rundir import CHECKPOINTS, CONFIG_FILE, DATA_REPORT, RESULT, WEIGHTS
 from ..core.seal import sealed
+from ..core.signals import hangup_interrupts
 from ..data.batching import BatchStream, Share
 from ..data.dataset import Prepared, prepare, read_parallel
 from ..data.locating import place_of
@@ -92,7 +93,7 @@ def _main(arguments: Namespace, command_line: Sequence[str]) -> int:
     # torchrun starts anew, to train on, what does not end with 0; where something may be saved a signal must.
     interruption = Interruption(begins=supervised() and (resume or restarted()))
     ranks_of = open_ranks(device, heard=lambda: interruption.name)
-    with interruption, ranks_of as ranks, ExitStack() as stack:
+    with hangup_interrupts(), interruption, ranks_of as ranks, ExitStack() as stack:
         interruption.join(ranks)
         ranks.require_alike(started_with(config, resume))
         ranks.decide(lambda: stack.enter_context(held(run_dir, _patience(is_of(run_dir, ranks.job)))))

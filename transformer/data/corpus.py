@@ -153,8 +153,8 @@ def find(prefix: str, language: str) -> Path:
             return path
         if path.exists():
             raise DataError(
-                f"no such file: {path}: what has that name is no regular file; text is read several times, so it"
-                " cannot be a pipe"
+                f"no such file: {path}: what has that name is no regular file; text is read twice, so"
+                " it cannot be a pipe"
             )
     message = f"no such file: {plain} (nor {packed.name})"
     folder = plain.parent
