@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from transformer.modules.attention import MultiHeadAttention, attend
+from transformer.modules.attention import MultiHeadAttention, attend, softmax
 from transformer.modules.dropout import Dropout
 from transformer.modules.embeddings import Embedding, LearnedPositions, SinusoidalPositions, sinusoids
 from transformer.modules.masks import causal_mask, padding_mask
@@ -30,6 +30,22 @@ def test_attention_is_softmax_of_scaled_products_head_by_head() -> None:
         heads.append(torch.softmax(scores, -1) @ v[..., part])
     expected = attention.output(torch.cat(heads, -1))
     torch.testing.assert_close(attention(x, memory, mask), expected)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 7, 15, 16, 17])
+def test_the_softmax_of_short_rows_is_torchs(columns: int) -> None:
+    draws = torch.Generator().manual_seed(columns)
+    scores = torch.randn(2, 3, 4, columns, generator=draws).mul_(3)
+    scores[0, 0, 0, : columns // 2] = torch.finfo(scores.dtype).min  # may not be attended to
+    scores[1, 0, 0] = torch.finfo(scores.dtype).min  # nothing may
+    upstream = torch.randn(scores.shape, generator=draws)
+    found = []
+    for way in (softmax, lambda x: x.softmax(-1)):
+        leaf = scores.clone().requires_grad_()
+        made = way(leaf)
+        made.backward(upstream)
+        found.append((made.detach(), leaf.grad))
+    torch.testing.assert_close(*found)
 
 
 def test_causal_attention_is_attention_with_the_causal_mask() -> None:
