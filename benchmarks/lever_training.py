@@ -145,6 +145,10 @@ def kernel_attention(trainer: Trainer) -> AbstractContextManager[object]:
     return patch.object(attention_module, "attend", attend)
 
 
+def short_rows(trainer: Trainer) -> AbstractContextManager[object]:
+    return patch.object(attention_module, "softmax", lambda scores: scores.softmax(-1))
+
+
 def apart(trainer: Trainer) -> AbstractContextManager[object]:
     def each(self: Any, projections: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
         return [p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projections]
@@ -250,6 +254,7 @@ LEVERS: dict[str, Lever] = {
     "scored rows": Lever("only rows that are scored are projected (against padding as well)", with_padding),
     "dropout": Lever("dropout from random bytes (against torch's)", torch_dropout),
     "attention": Lever("attention written out where it is faster (against torch's kernel)", kernel_attention),
+    "rows": Lever("rows of softmax shorter than a vector are lengthened (against as they are)", short_rows),
     "projections": Lever("queries, keys and values as one product (against one each)", apart),
     "products": Lever(
         "large products by oneDNN (against torch's default)", other_products, idle=(BF16,), missing=no_onednn

@@ -11,83 +11,30 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from benchmarks.lever_setting import Setting, Task
 from transformer.core.special import BOS, EOS
 from transformer.decoding import beam as beam_module
+from transformer.decoding import cache as cache_module
 from transformer.decoding import engine as engine_module
+from transformer.decoding import next_token as next_token_module
 from transformer.decoding import ranking as ranking_module
 from transformer.decoding.cache import DecoderCache
 from transformer.decoding.columns import SelfAttentionCache
 from transformer.decoding.config import DecodeConfig
 from transformer.decoding.engine import Models
 from transformer.decoding.forked import ForkedModels
-from transformer.decoding.limits import Limits
-from transformer.decoding.translation import Translation
-from transformer.decoding.translator import Translator
 from transformer.model.packing import can_be_packed
 from transformer.model.transformer import Transformer
-from transformer.modules.int8 import has_int8
-from transformer.modules.precision import resolve_precision
+from transformer.modules import attention as attention_module
+from transformer.modules import int8 as int8_module
+from transformer.modules.attention import KeysValues
+from transformer.modules.int8 import has_int8, has_scaling
 
-Pair = tuple[list[int], list[int]]  # source and target, without EOS
 Switch = Callable[[], AbstractContextManager[object]]
 # Of log p, relative: a search's own against that of float32 without a cache, and one search's best against
 # the other's.
 NEAR = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.int8: 5e-2}
 CHECKED = 32  # lines
-
-
-class Numbers:
-    """A tokenizer of lines that are ids: text takes no time."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [[int(word) for word in text.split()] for text in texts]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(self.pieces(ids))
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        return [str(i) for i in ids]
-
-
-class Task(Translator):
-    """The product's translator, but each translation is as long as the reference.
-
-    A model with initial weights knows no lengths; so those of a batch differ as they do in use.
-    """
-
-    def __init__(self, model: Transformer, pairs: Sequence[Pair], beam: int, precision: str) -> None:
-        longest = max(max(len(source), len(target)) for source, target in pairs)
-        options = {"max_length": longest, "max_source_length": longest, "beam": beam, "precision": precision}
-        tokenizers = Numbers(model.source_vocab), Numbers(model.target_vocab)
-        super().__init__([model], *tokenizers, DecodeConfig(**options), fork=True)  # type: ignore[arg-type]
-        self.lines = [" ".join(map(str, source)) for source, _ in pairs]
-        self.lengths = [len(target) for _, target in pairs]
-
-    def _limits(self, line: Any) -> Limits:
-        return Limits(self.lengths[line.number], self.lengths[line.number])
-
-    def run(self, lines: int | None = None) -> list[Translation]:
-        return list(self.translate(self.lines[:lines]))
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Of which model, in which way; `dtype` is that of products."""
-
-    model: Transformer
-    pairs: Sequence[Pair]
-    beam: int
-    precision: str
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return resolve_precision(self.precision, self.model.output_weight.device)  # type: ignore[arg-type]
-
-    def task(self, precision: str | None = None) -> Task:
-        return Task(self.model, self.pairs, self.beam, precision or self.precision)
 
 
 @dataclass(frozen=True)
@@ -131,6 +78,49 @@ def gathered_per_row() -> AbstractContextManager[object]:
 
 def columns_of_their_own() -> AbstractContextManager[object]:
     return patch.object(SelfAttentionCache, "select_within", lambda self, rows, *_: self.select(rows))
+
+
+@contextmanager
+def held_columns_only() -> Iterator[None]:
+    """Attention gets the columns that there are, and no mask where a row sees them all."""
+    extend = SelfAttentionCache.extend
+
+    def only_held(self: SelfAttentionCache, project: Callable[[], KeysValues]) -> KeysValues:
+        keys, values = extend(self, project)
+        end = self.length
+        if self._shared is None:
+            self.held = None
+        elif self.held is not None:
+            end = self._shared.used
+            self.held = self.held[..., :end]
+        return keys[:, :, :end], values[:, :, :end]
+
+    with (
+        patch.object(SelfAttentionCache, "extend", only_held),
+        patch.object(cache_module, "whole_blocks", Tensor.contiguous),
+    ):
+        yield
+
+
+def short_rows() -> AbstractContextManager[object]:
+    return patch.object(attention_module, "softmax", lambda scores: scores.softmax(-1))
+
+
+def kernel_attention() -> AbstractContextManager[object]:
+    return patch.object(attention_module, "_faster_written_out", lambda *_: False)
+
+
+def all_logits_at_once() -> AbstractContextManager[object]:
+    """What one would write: memory of its own for each step."""
+
+    def naive(model: Transformer) -> Callable[[Tensor], Tensor]:
+        return lambda hidden: next_token_module._log_softmax(model.project(hidden))
+
+    return patch.object(next_token_module, "_LogProbs", naive)
+
+
+def by_int_mm() -> AbstractContextManager[object]:
+    return patch.object(int8_module, "has_scaling", lambda: False)
 
 
 def by_topk() -> AbstractContextManager[object]:
@@ -179,6 +169,10 @@ def int8(setting: Setting) -> str:
     return "" if has_int8() and can_be_packed(setting.model) else "torch has no such product here"
 
 
+def int8_scaling(setting: Setting) -> str:
+    return int8(setting) or ("" if has_scaling() else "torch has no such product here")
+
+
 LEVERS: dict[str, Lever] = {
     "shared": Lever(
         "cross-attention's keys and values shared by a sentence's rows (against gathered for each row)",
@@ -189,6 +183,17 @@ LEVERS: dict[str, Lever] = {
         "self-attention's keys and values shared by a sentence's rows (against copied with each row)",
         columns_of_their_own,
         missing=a_beam,
+    ),
+    "whole blocks": Lever(
+        "keys and values in whole blocks of columns (against as many as there are)", held_columns_only
+    ),
+    "written out": Lever(
+        "attention written out where it is faster (against torch's kernel)", kernel_attention
+    ),
+    "rows": Lever("rows of softmax shorter than a vector are lengthened (against as they are)", short_rows),
+    "log p": Lever(
+        "log-probabilities of some rows at a time, where the last were (against all at once, in new memory)",
+        all_logits_at_once,
     ),
     "blocks": Lever("the best of a row by blocks (against topk)", by_topk, missing=a_beam),
     "packed": Lever(
@@ -204,6 +209,12 @@ LEVERS: dict[str, Lever] = {
     "leaving": Lever("finished sentences leave (against staying to the last)", all_stay, missing=a_beam),
     "bf16": Lever("bf16 (against float32)", precisions=("bf16", "float32")),
     "int8": Lever("int8 (against float32)", precisions=("int8", "float32"), missing=int8),
+    "int8 order": Lever(
+        "int8 weights in the kernel's order, which scales its sums (against torch's product of integers)",
+        by_int_mm,
+        precisions=("int8", "int8"),
+        missing=int8_scaling,
+    ),
 }
 
 

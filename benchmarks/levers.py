@@ -35,8 +35,8 @@ if not __package__:  # run as a file
 from benchmarks import lever_checks, lever_training, lever_translation
 from benchmarks.arguments import at_least, new_file, old_file
 from benchmarks.lever_checks import BUCKETS, in_random_order
+from benchmarks.lever_setting import Setting, Task
 from benchmarks.lever_training import Lever, stepped
-from benchmarks.lever_translation import Setting, Task
 from transformer.cli.config import Config
 from transformer.cli.lines import say
 from transformer.cli.train import wire

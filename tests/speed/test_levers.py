@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain, count, islice
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,11 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import attention, lever_checks, lever_training, lever_translation, levers
-from transformer.decoding.cache import DecoderCache
-from transformer.decoding.columns import SharedColumns
+from benchmarks import attention, lever_checks, lever_training, levers
 from transformer.model.transformer import Transformer
-from transformer.modules.attention import KeysValues
+from transformer.modules import attention as attention_module
 from transformer.training.trainer import Trainer
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -134,114 +132,18 @@ def test_probe_and_log_are_read_at_each_update_with_the_lever_off(trainer: Train
     assert lines == ["probe", "log"] * 2
 
 
-# --- translation
+def test_rows_of_softmax_are_as_they_are_with_the_lever_off(trainer: Trainer) -> None:
+    for switch in (lever_training.LEVERS["rows"].off, lever_training.unchanged):
+        with (
+            patch.object(attention_module, "softmax", wraps=attention_module.softmax) as told,
+            lever_checks.put_back(trainer),
+            switch(trainer),
+        ):
+            trainer.step(batches_of(trainer, 1))
+        assert told.called == (switch is lever_training.unchanged)
 
 
-@pytest.fixture(scope="module", params=["auto", pytest.param("float32", marks=pytest.mark.slow)])
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    """A model of its own that has learnt something: where many translations are nearly as good, as with
-    initial weights, number formats choose differently.
-    """
-    trainer = levers.trainer_of("tiny", tmp_path_factory.mktemp("run"), DEMO, 1, request.param)
-    for batch in islice(chain.from_iterable(map(trainer.stream.epoch, count(1))), 60):
-        trainer.step([batch])
-    return trainer
-
-
-@pytest.fixture
-def setting(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> lever_translation.Setting:
-    monkeypatch.setattr(lever_translation, "CHECKED", 4)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    return levers.setting_of(trained, 3, str(trained.config.precision), 8)
-
-
-@pytest.mark.parametrize("name", lever_translation.LEVERS)
-def test_every_lever_of_translation_is_checked_and_timed(
-    name: str, setting: lever_translation.Setting
-) -> None:
-    lever = lever_translation.LEVERS[name]
-    made = levers.translation_row(lever, setting, rounds=1)
-    assert made.startswith(f"| {lever.text} | ")
-    assert made.count("|") == 6
-    assert "not measured" not in made or lever.missing(setting)
-
-
-@pytest.mark.parametrize("name", ["shared", "leaving"])
-def test_off_it_is_off(name: str, setting: lever_translation.Setting) -> None:
-    """The rows that cross-attention's keys have, step by step, as the cache tells them."""
-    lever, seen = lever_translation.LEVERS[name], []
-    select = DecoderCache.select
-
-    def told(self: DecoderCache, rows: Tensor) -> Tensor | None:
-        kept = select(self, rows)
-        seen.append((self.gathered is not None, self.sentences))
-        return kept
-
-    found = []
-    for switch in (nullcontext, lever.off):
-        seen.clear()
-        with patch.object(DecoderCache, "select", told), lever_translation.one_batch_at_a_time(), switch():
-            setting.task().run()
-        gathered, sentences = zip(*seen, strict=True)
-        found.append(any(gathered[:1]) if name == "shared" else len(set(sentences)) > 1)
-    assert found == ([False, False] if name == "shared" else [True, False])
-
-
-def test_off_rows_have_columns_of_their_own(setting: lever_translation.Setting) -> None:
-    lever, shared = lever_translation.LEVERS["columns"], []
-    append = SharedColumns.append
-
-    def told(self: SharedColumns, new: KeysValues) -> tuple[Tensor, KeysValues]:
-        shared.append(True)
-        return append(self, new)
-
-    for switch in (lever.off, nullcontext):
-        assert not shared
-        with patch.object(SharedColumns, "append", told), lever_translation.one_batch_at_a_time(), switch():
-            setting.task().run()
-    assert shared
-
-
-def test_a_lever_without_use_says_why(setting: lever_translation.Setting) -> None:
-    alone = lever_translation.Setting(setting.model, setting.pairs, 1, "float32")
-    made = levers.translation_row(lever_translation.LEVERS["shared"], alone, 1)
-    assert "not measured: beam 1 has one row for a sentence" in made
-
-
-@contextmanager
-def other_weights(setting: lever_translation.Setting) -> Iterator[None]:
-    weight = setting.model.output_weight
-    before = weight.detach().clone()
-    with torch.no_grad():
-        weight.mul_(1.5)
-    yield
-    with torch.no_grad():
-        weight.copy_(before)
-
-
-def by_smallest(values: Tensor, k: int) -> Any:
-    return (-values.masked_fill(values.isinf(), 1e9)).topk(k, dim=1)
-
-
-@pytest.mark.parametrize("wrong", ["weights", "worst"])
-def test_a_way_that_finds_something_else_is_not_timed(wrong: str, setting: lever_translation.Setting) -> None:
-    def off() -> AbstractContextManager[object]:
-        if wrong == "weights":
-            return patch.object(lever_translation.Task, "run", run_with_others)
-        return patch.object(lever_translation.ranking_module, "_ranked", backwards)
-
-    run = lever_translation.Task.run
-
-    def run_with_others(self: lever_translation.Task, lines: int | None = None) -> Sequence[Any]:
-        with other_weights(setting):
-            return run(self, lines)
-
-    def backwards(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        _, indices = by_smallest(values, k)
-        return values.gather(1, indices), indices
-
-    with pytest.raises(AssertionError, match="wrong: log p"):
-        lever_translation.check(lever_translation.Lever("wrong", off), setting)
+# --- the command
 
 
 def test_the_command_prints_a_table_and_keeps_each_row(

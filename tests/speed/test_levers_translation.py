@@ -1,0 +1,201 @@
+"""benchmarks/levers.py --task translate: with a lever off, translations are as good, only slower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import lever_translation, levers
+from benchmarks.lever_setting import Setting, Task
+from transformer.decoding import next_token
+from transformer.decoding.cache import CrossAttentionCache, DecoderCache
+from transformer.decoding.columns import BLOCK, SelfAttentionCache, SharedColumns
+from transformer.model.packing import can_be_packed
+from transformer.modules import attention, int8
+from transformer.modules.attention import KeysValues
+from transformer.training.trainer import Trainer
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+@pytest.fixture(scope="module", params=["auto", pytest.param("float32", marks=pytest.mark.slow)])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A model of its own that has learnt something: where many translations are nearly as good, as with
+    initial weights, number formats choose differently.
+    """
+    trainer = levers.trainer_of("tiny", tmp_path_factory.mktemp("run"), DEMO, 1, request.param)
+    for batch in islice(chain.from_iterable(map(trainer.stream.epoch, count(1))), 60):
+        trainer.step([batch])
+    return trainer
+
+
+@pytest.fixture
+def setting(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    monkeypatch.setattr(lever_translation, "CHECKED", 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    return levers.setting_of(trained, 3, str(trained.config.precision), 8)
+
+
+@pytest.mark.parametrize("name", lever_translation.LEVERS)
+def test_every_lever_of_translation_is_checked_and_timed(name: str, setting: Setting) -> None:
+    lever = lever_translation.LEVERS[name]
+    made = levers.translation_row(lever, setting, rounds=1)
+    assert made.startswith(f"| {lever.text} | ")
+    assert made.count("|") == 6
+    assert "not measured" not in made or lever.missing(setting)
+
+
+@pytest.mark.parametrize("name", ["shared", "leaving"])
+def test_off_it_is_off(name: str, setting: Setting) -> None:
+    """The rows that cross-attention's keys have, step by step, as the cache tells them."""
+    lever, seen = lever_translation.LEVERS[name], []
+    select = DecoderCache.select
+
+    def told(self: DecoderCache, rows: Tensor) -> Tensor | None:
+        kept = select(self, rows)
+        seen.append((self.gathered is not None, self.sentences))
+        return kept
+
+    found = []
+    for switch in (nullcontext, lever.off):
+        seen.clear()
+        with patch.object(DecoderCache, "select", told), lever_translation.one_batch_at_a_time(), switch():
+            setting.task().run()
+        gathered, sentences = zip(*seen, strict=True)
+        found.append(any(gathered[:1]) if name == "shared" else len(set(sentences)) > 1)
+    assert found == ([False, False] if name == "shared" else [True, False])
+
+
+def test_off_rows_have_columns_of_their_own(setting: Setting) -> None:
+    lever, shared = lever_translation.LEVERS["columns"], []
+    append = SharedColumns.append
+
+    def told(self: SharedColumns, new: KeysValues) -> tuple[Tensor, KeysValues]:
+        shared.append(True)
+        return append(self, new)
+
+    for switch in (lever.off, nullcontext):
+        assert not shared
+        with patch.object(SharedColumns, "append", told), lever_translation.one_batch_at_a_time(), switch():
+            setting.task().run()
+    assert shared
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "fast"),
+    [
+        ("rows", attention, "softmax"),
+        ("written out", attention, "softmax"),
+        ("log p", next_token, "_LogProbs"),
+    ],
+)
+def test_off_the_fast_function_is_not_called(name: str, module: Any, fast: str, setting: Setting) -> None:
+    for switch in (lever_translation.LEVERS[name].off, nullcontext):
+        with (
+            patch.object(module, fast, wraps=getattr(module, fast)) as told,
+            lever_translation.one_batch_at_a_time(),
+            switch(),
+        ):
+            setting.task().run()
+        assert told.called == (switch is nullcontext)
+
+
+def test_off_there_are_as_many_columns_as_are_held(setting: Setting) -> None:
+    """Of self-attention as long as rows have their own, of shared columns, and of cross-attention."""
+    seen: dict[str, set[int]] = {}
+
+    def told(kind: type[Any]) -> AbstractContextManager[object]:
+        extend = kind.extend
+
+        def extended(self: Any, project: Callable[[], KeysValues]) -> KeysValues:
+            keys, values = extend(self, project)
+            name = "shared" if getattr(self, "_shared", None) is not None else kind.__name__
+            seen.setdefault(name, set()).add(keys.shape[2])
+            assert keys.shape == values.shape
+            assert self.held is None or self.held.shape[-1] == keys.shape[2]
+            return keys, values
+
+        return patch.object(kind, "extend", extended)
+
+    for switch in (lever_translation.LEVERS["whole blocks"].off, nullcontext):
+        seen.clear()
+        with (
+            lever_translation.one_batch_at_a_time(),
+            switch(),
+            told(SelfAttentionCache),
+            told(CrossAttentionCache),
+        ):
+            setting.task().run()
+        assert len(seen) == 3
+        whole = [all(columns % BLOCK == 0 for columns in found) for found in seen.values()]
+        assert whole == [switch is nullcontext] * 3
+
+
+def test_off_int8_weights_are_as_they_were(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are made anew for each translation: one task does it both ways."""
+    if not (int8.has_int8() and can_be_packed(setting.model)):
+        pytest.skip("torch has no such product here")
+    ordered = []
+
+    def told(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+        ordered.append(True)
+        return int8._by_torch(whole, scales)
+
+    monkeypatch.setattr(int8, "has_scaling", lambda: True)
+    monkeypatch.setattr(int8, "_by_onednn", told)
+    task = setting.task("int8")
+    for switch in (lever_translation.LEVERS["int8 order"].off, nullcontext):
+        assert not ordered
+        with lever_translation.one_batch_at_a_time(), switch():
+            task.run()
+    assert ordered
+
+
+def test_a_lever_without_use_says_why(setting: Setting) -> None:
+    alone = Setting(setting.model, setting.pairs, 1, "float32")
+    made = levers.translation_row(lever_translation.LEVERS["shared"], alone, 1)
+    assert "not measured: beam 1 has one row for a sentence" in made
+
+
+@contextmanager
+def other_weights(setting: Setting) -> Iterator[None]:
+    weight = setting.model.output_weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(1.5)
+    yield
+    with torch.no_grad():
+        weight.copy_(before)
+
+
+def by_smallest(values: Tensor, k: int) -> Any:
+    return (-values.masked_fill(values.isinf(), 1e9)).topk(k, dim=1)
+
+
+@pytest.mark.parametrize("wrong", ["weights", "worst"])
+def test_a_way_that_finds_something_else_is_not_timed(wrong: str, setting: Setting) -> None:
+    def off() -> AbstractContextManager[object]:
+        if wrong == "weights":
+            return patch.object(Task, "run", run_with_others)
+        return patch.object(lever_translation.ranking_module, "_ranked", backwards)
+
+    run = Task.run
+
+    def run_with_others(self: Task, lines: int | None = None) -> Sequence[Any]:
+        with other_weights(setting):
+            return run(self, lines)
+
+    def backwards(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        _, indices = by_smallest(values, k)
+        return values.gather(1, indices), indices
+
+    with pytest.raises(AssertionError, match="wrong: log p"):
+        lever_translation.check(lever_translation.Lever("wrong", off), setting)
