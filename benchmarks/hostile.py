@@ -20,7 +20,7 @@ import sentencepiece
 import torch
 from fuzzing import Bench, call
 from hostile_places import places, unfolding
-from hostile_sizes import Row, ending, limits, long_lines, long_training, row
+from hostile_sizes import Row, ending, limits, long_lines, long_training, oversized, row
 from sentencepiece import sentencepiece_model_pb2 as proto
 
 from transformer.cli.train import main as train
@@ -165,7 +165,8 @@ def vocabularies(bench: Bench) -> Iterator[Row]:
         yield row(f"training on {name}", fine, outcome)
 
 
-FAULTS = (pickles, tags, climbing, unfolding, places, limits, vocabularies, long_lines, long_training)
+FAULTS = (pickles, tags, climbing, unfolding, places)
+FAULTS += (limits, oversized, vocabularies, long_lines, long_training)
 
 
 def rows(only: str = "") -> Iterator[Row]:

@@ -177,3 +177,17 @@ def limits(bench: Bench) -> Iterator[Row]:
     assert not call(train, [bench.file("deep.yaml", config.encode()), "--run-dir", run]).code
     found = measured(["translate", run, *flags], lambda pipe: pipe.write(b"one\n"))
     yield bounded("100 layers, 1,000 hypotheses of up to 100,000 subwords", found, 2)
+
+
+def oversized(bench: Bench) -> Iterator[Row]:
+    """Files of a run of 8 GB that begin as they were written; of its state it has no other."""
+    more = ["train", "--resume", str(bench.run), "--set", "train.updates=3"]
+    for name, code in (
+        *(("config.yaml", 1), ("tokenizer/joint.model", 1), ("tokenizer/trained_from.json", 1)),
+        *(("checkpoints/last/manifest.json", 1), ("checkpoints/last/trainer.pt", 1)),
+    ):
+        os.truncate(bench.run / name, 1 << 33)
+        try:
+            yield bounded(f"8 GB as run/{name}, resumed", measured(more), code)
+        finally:
+            bench.restore()

@@ -80,6 +80,7 @@ SHORT = {
     "/dev/zero as configuration": f"{HOSTILE}a_configuration_without_end_is_refused",
     "/dev/zero as weights": f"{PLACES}a_device_is_not_read",
     "weights that announce a header *": f"{HOSTILE}a_header_without_end_is_a_damaged_file",
+    "8 GB as *": f"{PLACES}a_file_of_a_run_that_is_far_too_large_is_not_read_whole",
     "100 layers, 1,000 hypotheses *": f"{HOSTILE}a_search_that_no_memory_holds_is_refused_before_it_starts",
     "training on *": f"{HOSTILE}a_vocabulary_of_next_to_nothing_trains_or_says_what_to_set",
     "a line of 100,000 words translated*": f"{HOSTILE}a_line_of_many_words_is_cut_and_answered",
