@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from transformer.core.errors import CheckpointError
-from transformer.decoding.ranking import best_sums, first_largest, largest
+from transformer.decoding.ranking import best_sums, first_largest, largest, possible
 
 ROWS = st.integers(1, 40).flatmap(
     lambda n: st.lists(
@@ -52,6 +55,24 @@ def test_wide_rows_are_ranked_in_blocks_as_by_a_stable_sort(width: int, levels: 
         assert torch.equal(top, expected[:, :k])
         finite = top > -torch.inf
         assert torch.equal(indices[finite], order[:, :k][finite])
+    for row in (0, 6):
+        values[row] = -torch.inf
+    top, index = first_largest(values)
+    expected, order = values.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(top, expected[:, 0])
+    assert torch.equal(index, order[:, 0])
+    assert possible(values).tolist() == [False, *[True] * 5, False]
+
+
+@pytest.mark.parametrize("width", [40, 4000, 4001])
+@pytest.mark.parametrize("search", [first_largest, possible])
+def test_one_number_that_is_none_is_enough(search: Callable[[Tensor], object], width: int) -> None:
+    values = torch.zeros(3, width)
+    values[1] = -torch.inf
+    search(values)
+    values[2, -1] = torch.nan
+    with pytest.raises(CheckpointError, match="not numbers"):
+        search(values)
 
 
 def test_not_a_number_is_found_in_wide_rows() -> None:

@@ -15,6 +15,7 @@ from ..core.errors import CheckpointError
 NOT_NUMBERS = "the model's probabilities are not numbers; its training has diverged"
 
 _BLOCK = 64  # columns; short enough to be searched, long enough that there are few of them
+_PAYS = 16  # for the largest alone there have to be as many blocks as for so many
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -104,7 +105,21 @@ def _picked(values: Tensor, columns: Tensor, rows: Tensor | None = None) -> Tens
 
 def first_largest(values: Tensor) -> tuple[Tensor, Tensor]:
     """`largest` of k = 1 without its column: values (R,) and indices (R,)."""
-    top, indices = values.max(dim=1)  # documented to return the first of equals
+    if _in_blocks(values, _PAYS):
+        top, block = _maxima(values).max(dim=1)
+        columns = _columns(block[:, None])
+        indices = columns.gather(1, _picked(values, columns).max(dim=1, keepdim=True)[1]).squeeze(1)
+    else:
+        top, indices = values.max(dim=1)  # documented to return the first of equals
     if bool(top.isnan().any()):
         raise CheckpointError(NOT_NUMBERS)
     return top, indices
+
+
+def possible(values: Tensor) -> Tensor:
+    """(R, N) -> (R,): has a row anything above -inf? Raises CheckpointError on NaN."""
+    best = values.amax(1)
+    found = best > -torch.inf  # a NaN is not
+    if not bool(found.all()) and bool(best.isnan().any()):
+        raise CheckpointError(NOT_NUMBERS)
+    return found

@@ -16,7 +16,7 @@ from .hypothesis import Hypothesis
 from .limits import Constraints, Limits
 from .next_token import NextToken
 from .penalties import penalty_table
-from .ranking import first_largest, largest
+from .ranking import first_largest, largest, possible
 
 # (log-probabilities (R, V) with -inf where forbidden, column, original rows (R,)) -> token (R,)
 Choose = Callable[[Tensor, int, Tensor], Tensor]
@@ -146,20 +146,20 @@ def _walk(
     while len(rows):
         length = tokens.shape[1] - 1
         log_probs = constraints.apply(continuation.step(tokens[:, -1]), length)
-        possible = first_largest(log_probs)[0] > -torch.inf
-        if not bool(possible.all()):
-            log_probs[~possible, EOS] = 0.0  # something to choose; the row is dropped below
+        real = possible(log_probs)
+        if not bool(real.all()):
+            log_probs[~real, EOS] = 0.0  # something to choose; the row is dropped below
         token = choose(log_probs, length, rows)
         totals = totals + log_probs.gather(1, token[:, None]).squeeze(1)
         ended = token == EOS
-        for row, total, prefix, real in zip(
+        for row, total, prefix, found_one in zip(
             rows[ended].tolist(),
             totals[ended].tolist(),
             tokens[ended, 1:].tolist(),
-            possible[ended].tolist(),
+            real[ended].tolist(),
             strict=True,
         ):
-            if real:
+            if found_one:
                 found[row] = Hypothesis(tuple(prefix), total, total / penalties[length + 1])
         tokens = torch.cat([tokens, token[:, None]], dim=1)
         if bool(ended.any()):
