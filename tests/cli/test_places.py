@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import shutil
 import threading
@@ -127,7 +129,7 @@ def test_a_result_that_is_far_too_large_is_not_read_whole(
 
 
 def test_a_reference_that_no_metric_is_made_for_is_refused_before_anything_is_translated(
-    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reference, output = tmp_path / "reference", tmp_path / "output"
     for length, code in ((1_000_000, 0), (1_000_001, 1)):
@@ -137,16 +139,40 @@ def test_a_reference_that_no_metric_is_made_for_is_refused_before_anything_is_tr
         output.write_text("as it was\n")
         flags = ["--input", str(source), "--output", str(output), "--reference", str(reference)]
         assert translate([str(run), *flags]) == code
-    assert "reference: line 1 has 1,000,001 characters, more than the 1,000,000" in capsys.readouterr().err
+    assert "reference: line 1 has 1,000,001 characters, more than 1,000,000" in capsys.readouterr().err
     assert output.read_text() == "as it was\n"
-    (tmp_path / "long.en").write_text("one\n")
-    (tmp_path / "long.de").write_text("x" * 1_000_001 + "\n")
-    config = (folder / "tiny.yaml").read_text()
-    for part, place in (("valid", f"valid: {folder}/valid"), ("held", f"held: {folder}/valid")):
-        file = tmp_path / f"{part}.yaml"
-        file.write_text(config.replace(place, place.replace(f"{folder}/valid", f"{tmp_path}/long")))
-        assert train([str(file), "--run-dir", str(tmp_path / part)]) == 1
-        assert "long.de: line 1 has 1,000,001 characters" in capsys.readouterr().err
+
+
+def test_a_test_set_with_a_line_on_which_ter_would_not_end_is_scored_without_ter(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a validation set, whose metrics take no longer for it, as any other."""
+    monkeypatch.setattr("transformer.data.corpus.LONGEST_SCORED", 1000)
+    (tmp_path / "long.en").write_text("one\ntwo\n")
+    (tmp_path / "long.de").write_text("eins\n" + "x" * 1001 + "\n")
+    file = tmp_path / "long.yaml"
+    config = (folder / "tiny.yaml").read_text().replace("cache:", "max_unknown: 0.99\n  cache:")
+    file.write_text(config.replace(f"{folder}/valid", f"{tmp_path}/long"))
+    assert train([str(file), "--run-dir", str(tmp_path / "run")]) == 0
+    held = json.loads((tmp_path / "run" / "result.json").read_text())["test"]["held"]
+    assert "ter" not in held
+    assert held["bleu"] >= 0
+    said = "without TER: line 2 has 1,001 characters, more than 1,000"
+    assert said in held["warnings"]
+    assert said in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_directory_beside_compressed_text_is_not_in_its_way(
+    beside: bool, folder: Path, tmp_path: Path
+) -> None:
+    for side in ("en", "de"):
+        (tmp_path / f"train.{side}.gz").write_bytes(gzip.compress((folder / f"train.{side}").read_bytes()))
+        if beside:
+            (tmp_path / f"train.{side}").mkdir()
+    file = tmp_path / "packed.yaml"
+    file.write_text((folder / "tiny.yaml").read_text().replace(f"{folder}/train", f"{tmp_path}/train"))
+    assert train([str(file), "--run-dir", str(tmp_path / "run")]) == 0
 
 
 def test_text_that_is_a_pipe_is_named_as_such(

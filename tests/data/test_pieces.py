@@ -16,6 +16,7 @@ from sentences import sentences
 
 from transformer.core.errors import DataError
 from transformer.data import pieces
+from transformer.data.programs import Program
 from transformer.data.tokenizer import TokenizerConfig, train_tokenizers
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +139,7 @@ def pairs():
     yield from zip(text, text)
     print("read", flush=True)
 from transformer.data import pieces
+from transformer.data.programs import Program
 pieces._LARGE, start = 100_000, pieces._Trainer.__init__
 def told(self):
     start(self)
@@ -218,3 +220,18 @@ def test_a_trainer_ends_when_its_master_was_gone_before_it_began() -> None:
     trainer._to.close()
     assert trainer.process.wait(8) in (1, -signal.SIGIO)
     trainer.close()
+
+
+def test_what_lies_in_the_working_directory_is_not_imported(
+    started: list[pieces._Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By none of the programs that compute for this one."""
+    for name in ("sentencepiece", "transformer", "random", "yaml"):
+        (tmp_path / f"{name}.py").write_text("open('imported', 'w')\nraise SystemExit('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    assert digests(tmp_path / "there", config())
+    assert len(started) == 1
+    worker = Program("transformer.data.workers", "encodes", "")
+    worker.close(patience=30)
+    assert worker.process.returncode == 0
+    assert not Path("imported").exists()

@@ -62,6 +62,8 @@ def conclude(
                     scores |= score_test_sets(translator, {name: pairs}, partial(_keep_translations, run_dir))
                     logbook.say(f"{name}: BLEU {scores[name]['bleu']:.2f}  chrF2 {scores[name]['chrf']:.2f}")
                     logbook.say(f"{name}: {scores[name]['signature']['bleu']}")
+                    for warning in scores[name].get("warnings", ()):
+                        logbook.say(f"{name}: warning: {warning}")
         except Interrupted:
             reason = f"{interruption.name} while the test sets were scored; --resume scores them"
             logbook.say(f"interrupted: {reason}")

@@ -71,7 +71,7 @@ def content(path: Path, most: int | None = LARGEST) -> bytes:
     with open(path, "rb", opener=regular) as file:
         if most is not None and os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
-        return file.read(most)
+        return file.read()
 
 
 def clear(path: Path) -> None:

@@ -151,6 +151,7 @@ def find(prefix: str, language: str) -> Path:
     for path in (plain, packed):
         if path.is_file():
             return path
+    for path in (plain, packed):
         if path.exists():
             raise DataError(
                 f"no such file: {path}: what has that name is no regular file; text is read twice, so"
@@ -264,19 +265,21 @@ def require_same_length(paths: tuple[Path, Path], lines: tuple[int, int]) -> Non
 
 def read_parallel(prefix: str, source: str, target: str, split: Split = "test") -> list[tuple[str, str]]:
     """All pairs of a test or validation set as they stand in the files, for scoring against the raw text."""
-    pairs = [(pair.source, pair.target) for pair in read_pairs(prefix, source, target, split)]
-    require_scorable((reference for _, reference in pairs), f"{prefix}.{target}")
-    return pairs
+    return [(pair.source, pair.target) for pair in read_pairs(prefix, source, target, split)]
+
+
+def too_long_to_score(references: Iterable[str]) -> str:
+    """`line 3 has ...` of the first on which TER, whose time is quadratic, would hardly end; else empty."""
+    for number, line in enumerate(references, 1):
+        if len(line) > LONGEST_SCORED:
+            return f"line {number} has {len(line):,} characters, more than {LONGEST_SCORED:,}"
+    return ""
 
 
 def require_scorable(references: Iterable[str], name: str) -> None:
-    """Raise DataError for a line on which the metrics would not end: TER's time is quadratic in its words."""
-    for number, line in enumerate(references, 1):
-        if len(line) > LONGEST_SCORED:
-            raise DataError(
-                f"{name}: line {number} has {len(line):,} characters, more than the {LONGEST_SCORED:,} that a"
-                " reference may have; is this one translation a line?"
-            )
+    """Raise DataError for a file that somebody names as references and that has such a line."""
+    if found := too_long_to_score(references):
+        raise DataError(f"{name}: {found}; is this one translation a line?")
 
 
 def _demo(source: str, target: str, split: Split) -> Iterator[Pair]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core.errors import DataError
 from .batching import EVERYTHING, BatchStream, Share
 from .config import DataConfig
-from .corpus import DEMO, find, read_parallel, require_scorable
+from .corpus import DEMO, find, read_parallel
 from .encoded import EncodedCorpus
 from .encoding import check_unknown, encoded_split
 from .report import FilterReport
@@ -50,13 +50,10 @@ class Prepared:
     def references(self) -> list[tuple[str, str]]:
         """All pairs of `valid` as they stand in the files, for scoring against the raw text.
 
-        Raises DataError when the files have changed since, and for a line that is too long to be scored.
+        Raises DataError when the files have changed since.
         """
         with self.valid_text.unchanged():
-            pairs = list(self.valid_text.pairs())
-        text = self.valid_text
-        require_scorable((reference for _, reference in pairs), f"{text.prefixes[0]}.{text.target}")
-        return pairs
+            return list(self.valid_text.pairs())
 
 
 def prepare(config: DataConfig, run_dir: Path, seed: int, log: Log) -> Prepared:

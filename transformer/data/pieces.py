@@ -148,7 +148,7 @@ def _train_elsewhere(sentences: Iterator[str], what: str, options: PieceOptions)
     return model
 
 
-def _serve() -> None:
+def serve() -> None:
     """Options and then sentences come in; the model goes out, or why there is none."""
     source, sink = pipes()
     try:
@@ -183,7 +183,3 @@ def _end_with_the_input() -> None:
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
-
-
-if __name__ == "__main__":
-    _serve()

@@ -1,4 +1,4 @@
-"""A module of this package run as a program of its own, which computes for this process over two pipes.
+"""A module's `serve` run as a program of its own, which computes for this process over two pipes.
 
 A fork would copy the threads' locks of a process that has computed already. Such a program has to end when
 its master is killed, which it sees as the end of its input. Ctrl-C and other requests to end are the master's
@@ -27,9 +27,11 @@ class Program:
         self._what, self._remedy = what, remedy
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        # Not by -m, which would import what lies in the working directory in the place of packages.
+        begin = f"import sys; sys.path[0] = {root!r}; from {module} import serve; serve()"
         with held(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [sys.executable, "-c", begin],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": path},

@@ -62,7 +62,7 @@ def _started(recipe: Recipe, count: int) -> Iterator[list[_Worker]]:
             worker.close(_PATIENCE)
 
 
-def _serve() -> None:
+def serve() -> None:
     """Be a worker: a recipe and then chunks come in, parts go out, until there are no more."""
     source, sink = pipes()
     try:
@@ -71,7 +71,3 @@ def _serve() -> None:
             sink.send(encoder.encode(source.recv()))
     except (EOFError, BrokenPipeError):
         return  # the master has all it wanted, or is gone
-
-
-if __name__ == "__main__":
-    _serve()

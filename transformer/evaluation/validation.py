@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataError
+from ..data.corpus import too_long_to_score
 from ..decoding.config import DecodeConfig
 from ..decoding.translation import Translation
 from ..decoding.translator import Subwords, Translator
@@ -179,10 +180,12 @@ def score_test_sets(
         references = [reference for _, reference in pairs]
         if keep is not None:
             keep(name, hypotheses, references)
-        metrics = corpus_metrics(hypotheses, references)
+        too_long = too_long_to_score(references)
+        metrics = corpus_metrics(hypotheses, references, ter=not too_long)
         results[name] = metrics.to_dict()
-        if metrics.warnings:
-            results[name]["warnings"] = list(metrics.warnings)
+        warnings = [*metrics.warnings, *([f"without TER: {too_long}"] if too_long else [])]
+        if warnings:
+            results[name]["warnings"] = warnings
     return results
 
 
