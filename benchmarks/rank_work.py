@@ -215,3 +215,15 @@ def _die(rank: int, place: Path, ranks: Ranks) -> None:
     except RankLost as error:
         (place / f"lost{rank}").write_text(str(error))
         os._exit(LOST)
+
+
+def wait(rank: int, port: int, folder: str) -> None:
+    """Rank 0 prepares for longer than anybody waits; a signal, whose handler raises, ends the other one."""
+    os.environ.update(environment(rank, 2, port))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with open_ranks(torch.device("cpu")) as ranks, ranks.chief_first():
+            (Path(folder) / "preparing").touch()
+            time.sleep(600)
+    except KeyboardInterrupt:
+        os._exit(LOST)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from ranks import compare, handed_on
+from rank_work import LOST, wait
+from ranks import compare, free_port, handed_on
+from torch import multiprocessing
 
 CASES = ("batch norm", "few rows")  # "accumulate" is what is resumed, interrupted and short of memory
 
@@ -35,3 +38,25 @@ def test_four_processes_make_the_updates_of_one_and_end_when_one_is_killed(tmp_p
     assert all(row.good for row in rows)
     for rank in (0, 2, 3):
         assert f"rank {rank} of 4" in (tmp_path / f"lost{rank}").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo on one machine, and POSIX signals")
+def test_a_rank_that_waits_while_another_one_prepares_hears_a_signal_at_once(tmp_path: Path) -> None:
+    arguments = (free_port(), str(tmp_path))
+    context = multiprocessing.get_context("forkserver")
+    ranks = [context.Process(target=wait, args=(rank, *arguments)) for rank in range(2)]
+    try:
+        for rank in ranks:
+            rank.start()
+        while not (tmp_path / "preparing").exists():
+            assert all(rank.is_alive() for rank in ranks)
+            time.sleep(0.01)
+        time.sleep(0.5)  # the other one has begun to wait
+        ranks[1].terminate()
+        ranks[1].join(20)
+        assert ranks[1].exitcode == LOST
+        assert ranks[0].is_alive()
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.join()

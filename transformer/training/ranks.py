@@ -193,27 +193,29 @@ class Processes(Ranks):
 
     @contextmanager
     def chief_first(self) -> Iterator[None]:
-        if not self.chief and self.largest(0)[0]:
+        if not self.chief and self._meet():
             raise Elsewhere("rank 0 has failed")
         try:
             yield
         except BaseException:
             if self.chief:
                 with suppress(RankLost):
-                    self.largest(1)
+                    self._meet(1)
             raise
         if self.chief:
-            self.largest(0)
+            self._meet()
 
-    def _meet(self) -> None:
-        """A barrier at which a signal is heard meanwhile: its handler runs between two looks only."""
+    def _meet(self, number: int = 0) -> int:
+        """The largest of all. A signal is heard meanwhile: its handler runs between two looks only."""
+        together, pause = torch.tensor(number), 0.001
         with self._reaching():
-            work, pause = torch.distributed.all_reduce(torch.zeros(1), async_op=True), 0.001
+            work = torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX, async_op=True)
             assert work is not None
             while not work.is_completed():
                 time.sleep(pause)
                 pause = min(2 * pause, 0.05)
             work.wait()
+        return int(together)
 
     def tell(self, word: str) -> None:
         if self._store is not None and not self.chief:
