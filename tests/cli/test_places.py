@@ -146,7 +146,7 @@ def test_a_reference_that_no_metric_is_made_for_is_refused_before_anything_is_tr
 def test_a_test_set_with_a_line_on_which_ter_would_not_end_is_scored_without_ter(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a validation set, whose metrics take no longer for it, as any other."""
+    """And a validation set as before, whose metrics take time that grows with the line and no faster."""
     monkeypatch.setattr("transformer.data.corpus.LONGEST_SCORED", 1000)
     (tmp_path / "long.en").write_text("one\ntwo\n")
     (tmp_path / "long.de").write_text("eins\n" + "x" * 1001 + "\n")

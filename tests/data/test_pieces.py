@@ -226,6 +226,7 @@ def test_what_lies_in_the_working_directory_is_not_imported(
     started: list[pieces._Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By none of the programs that compute for this one."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # which might have it, as the empty name
     for name in ("sentencepiece", "transformer", "random", "yaml"):
         (tmp_path / f"{name}.py").write_text("open('imported', 'w')\nraise SystemExit('not this one')\n")
     monkeypatch.chdir(tmp_path)
