@@ -146,20 +146,20 @@ def _walk(
     while len(rows):
         length = tokens.shape[1] - 1
         log_probs = constraints.apply(continuation.step(tokens[:, -1]), length)
-        real = possible(log_probs)
-        if not bool(real.all()):
-            log_probs[~real, EOS] = 0.0  # something to choose; the row is dropped below
+        some = possible(log_probs)
+        if not bool(some.all()):
+            log_probs[~some, EOS] = 0.0  # something to choose; the row is dropped below
         token = choose(log_probs, length, rows)
         totals = totals + log_probs.gather(1, token[:, None]).squeeze(1)
         ended = token == EOS
-        for row, total, prefix, found_one in zip(
+        for row, total, prefix, real in zip(
             rows[ended].tolist(),
             totals[ended].tolist(),
             tokens[ended, 1:].tolist(),
-            real[ended].tolist(),
+            some[ended].tolist(),
             strict=True,
         ):
-            if found_one:
+            if real:
                 found[row] = Hypothesis(tuple(prefix), total, total / penalties[length + 1])
         tokens = torch.cat([tokens, token[:, None]], dim=1)
         if bool(ended.any()):

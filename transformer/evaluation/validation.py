@@ -183,7 +183,9 @@ def score_test_sets(
         too_long = too_long_to_score(references)
         metrics = corpus_metrics(hypotheses, references, ter=not too_long)
         results[name] = metrics.to_dict()
-        warnings = [*metrics.warnings, *([f"without TER: {too_long}"] if too_long else [])]
+        warnings = list(metrics.warnings)
+        if too_long:
+            warnings.append(f"without TER: {too_long}")
         if warnings:
             results[name]["warnings"] = warnings
     return results
