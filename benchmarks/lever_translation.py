@@ -27,8 +27,10 @@ from transformer.model.packing import can_be_packed
 from transformer.model.transformer import Transformer
 from transformer.modules import attention as attention_module
 from transformer.modules import int8 as int8_module
+from transformer.modules import packed as packed_module
 from transformer.modules.attention import KeysValues
-from transformer.modules.int8 import has_int8, has_scaling
+from transformer.modules.int8 import has_scaling
+from transformer.modules.products import has_wide_vectors
 
 Switch = Callable[[], AbstractContextManager[object]]
 # Of log p, relative: a search's own against that of float32 without a cache, and one search's best against
@@ -119,12 +121,16 @@ def all_logits_at_once() -> AbstractContextManager[object]:
     return patch.object(next_token_module, "_LogProbs", naive)
 
 
-def by_int_mm() -> AbstractContextManager[object]:
+def int8_by_float32() -> AbstractContextManager[object]:
     return patch.object(int8_module, "has_scaling", lambda: False)
 
 
 def by_topk() -> AbstractContextManager[object]:
     return patch.object(ranking_module, "_in_blocks", lambda values, k: False)
+
+
+def by_the_other_library() -> AbstractContextManager[object]:
+    return patch.object(packed_module, "has_wide_vectors", lambda: not has_wide_vectors())
 
 
 def plain_modules() -> AbstractContextManager[object]:
@@ -159,6 +165,10 @@ def packing(setting: Setting) -> str:
     return "" if can_be_packed(setting.model) else "torch has no such kernel here"
 
 
+def float32_packing(setting: Setting) -> str:
+    return packing(setting) if setting.dtype == torch.float32 else "of float32"
+
+
 def threads(setting: Setting) -> str:
     if not can_be_packed(setting.model):
         return "torch has no such kernel here"
@@ -166,7 +176,7 @@ def threads(setting: Setting) -> str:
 
 
 def int8(setting: Setting) -> str:
-    return "" if has_int8() and can_be_packed(setting.model) else "torch has no such product here"
+    return "" if can_be_packed(setting.model) else "torch has no such kernel here"
 
 
 def int8_scaling(setting: Setting) -> str:
@@ -202,6 +212,11 @@ LEVERS: dict[str, Lever] = {
         both=one_batch_at_a_time,
         missing=packing,
     ),
+    "library": Lever(
+        "products in float32 by oneDNN with AVX-512, torch's default with AVX2 (against the other)",
+        by_the_other_library,
+        missing=float32_packing,
+    ),
     "threads": Lever(
         "several batches at a time (against all threads on one)", one_batch_at_a_time, missing=threads
     ),
@@ -210,8 +225,8 @@ LEVERS: dict[str, Lever] = {
     "bf16": Lever("bf16 (against float32)", precisions=("bf16", "float32")),
     "int8": Lever("int8 (against float32)", precisions=("int8", "float32"), missing=int8),
     "int8 order": Lever(
-        "int8 weights in the kernel's order, which scales its sums (against torch's product of integers)",
-        by_int_mm,
+        "int8 by products of 8-bit integers that scale their sums (against whole numbers in float32)",
+        int8_by_float32,
         precisions=("int8", "int8"),
         missing=int8_scaling,
     ),

@@ -22,7 +22,8 @@ from benchmarks.decoding_parts import (
 )
 from benchmarks.parts import Counted
 from transformer import Transformer
-from transformer.modules.int8 import has_int8, has_scaling, int8_product
+from transformer.modules.int8 import has_scaling, int8_product
+from transformer.modules.products import has_onednn
 
 V, D, ROW = 50, 16, torch.tensor([1])
 
@@ -67,7 +68,7 @@ def test_products_of_whole_numbers_are_counted() -> None:
 def test_a_batch_is_taken_apart(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding_parts, "SENTENCES", 8)
     monkeypatch.setattr(decoding_parts, "LENGTH", 4)
-    if precision == "int8" and not has_int8():
+    if precision == "int8" and not has_onednn():
         pytest.skip("this torch has no such product here")
     model = Transformer(V, V, d_model=16, heads=2, d_ff=16, encoder_layers=1, decoder_layers=1).eval()
     before = torch.get_num_threads()

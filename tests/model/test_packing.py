@@ -51,16 +51,23 @@ def model(seed: int = 0, **flags: object) -> Transformer:
 @pytest.mark.usefixtures("everything")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_product_is_the_product(dtype: torch.dtype, tolerance: float, bias: bool) -> None:
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_packed_product_is_the_product(
+    dtype: torch.dtype, tolerance: float, bias: bool, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "has_wide_vectors", lambda: wide)
     linear, x = nn.Linear(24, 40, bias=bias), torch.randn(3, 5, 24)
     with torch.inference_mode():
         ours = PackedLinear(linear, PackedProducts(dtype))(x)
         torch.testing.assert_close(ours.float(), linear(x), atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("rows", "ours"), [(1, False), (40, True)])
-def test_large_float32_products_are_onednn_s(monkeypatch: pytest.MonkeyPatch, rows: int, ours: bool) -> None:
+@pytest.mark.parametrize(("rows", "wide", "ours"), [(1, True, False), (40, True, True), (40, False, False)])
+def test_large_float32_products_are_onednn_s_where_vectors_are_wide(
+    monkeypatch: pytest.MonkeyPatch, rows: int, wide: bool, ours: bool
+) -> None:
     linear, x, calls = nn.Linear(64, 500), torch.randn(rows, 64), []
+    monkeypatch.setattr(packed, "has_wide_vectors", lambda: wide)
     monkeypatch.setattr(packed, "onednn", lambda *given: calls.append(given) or onednn(*given))
     with torch.inference_mode():
         found = PackedLinear(linear, PackedProducts(torch.float32))(x)

@@ -13,10 +13,8 @@ from transformer import Transformer
 from transformer.core.errors import ConfigError
 from transformer.decoding import engine
 from transformer.modules import int8
-from transformer.modules.int8 import has_int8, int8_product, rounded
+from transformer.modules.int8 import int8_product, rounded
 from transformer.modules.packed import PackedLinear, PackedProducts
-
-needed = pytest.mark.skipif(not has_int8(), reason="this torch has no such product here")
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -26,7 +24,6 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     )  # rows of very different sizes
 
 
-@needed
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_product_is_that_of_the_rounded_numbers(bias: bool) -> None:
     x, weight, shift = drawn(7, 24), drawn(40, 24, seed=1), torch.randn(40) if bias else None
@@ -38,7 +35,6 @@ def test_the_product_is_that_of_the_rounded_numbers(bias: bool) -> None:
     np.testing.assert_allclose(ours[0].numpy(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-@needed
 def test_it_is_as_near_to_the_product_as_rounding_allows() -> None:
     """Each factor is off by half a step at most, so: sum of |w| s_x / 2 + |x| s_w / 2 + s_x s_w / 4."""
     x, weight = drawn(16, 96), drawn(33, 96, seed=1)
@@ -53,7 +49,6 @@ def test_it_is_as_near_to_the_product_as_rounding_allows() -> None:
     assert (error > bound / 100).any()  # it is rounded at all
 
 
-@needed
 @pytest.mark.parametrize("terms", [1, 2, 3, 5, 17])
 @pytest.mark.parametrize("columns", [1, 2, 7, 33])
 @pytest.mark.parametrize("rows", [1, 2, 19])
@@ -64,8 +59,9 @@ def test_products_of_every_shape_are_right(rows: int, terms: int, columns: int) 
     torch.testing.assert_close(int8_product(weight, None)(x), x @ weight.T, rtol=1e-6, atol=0)
 
 
-@needed
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 3), (7, 24, 40), (19, 256, 33), (64, 300, 96)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 8, 3), (7, 24, 40), (19, 256, 33), (64, 300, 96), (3, 1041, 5), (2, 5000, 7)]
+)
 def test_with_and_without_onednn_s_scaling_it_is_the_same(shape: tuple[int, int, int]) -> None:
     """The sums are the same whole numbers, and each is multiplied by the same scale."""
     rows, terms, columns = shape
@@ -74,7 +70,7 @@ def test_with_and_without_onednn_s_scaling_it_is_the_same(shape: tuple[int, int,
     )
     scales = torch.rand(columns)
     expected = (x.double() @ weight.double().T) * scales
-    ways = [int8._by_torch] + [int8._by_onednn] * int8.has_scaling()
+    ways = [int8._by_float32] + [int8._by_onednn] * int8.has_scaling()
     for way in ways:
         torch.testing.assert_close(way(weight, scales)(x).double(), expected, rtol=3e-7, atol=0)
 
@@ -82,7 +78,6 @@ def test_with_and_without_onednn_s_scaling_it_is_the_same(shape: tuple[int, int,
 LARGEST = float(torch.finfo(torch.float32).max)
 
 
-@needed
 @settings(max_examples=150, deadline=None)
 @given(
     rows=st.lists(st.floats(-37, 38.53), min_size=1, max_size=4),
@@ -117,7 +112,6 @@ def test_rows_of_any_magnitude_give_the_right_number(
     assert (right | beyond).all()
 
 
-@needed
 @settings(max_examples=50, deadline=None)
 @given(row=st.floats(-35, 38.53), column=st.floats(31, 38.53))
 def test_of_weights_beyond_reason_a_number_is_right_or_infinite(row: float, column: float) -> None:
@@ -130,10 +124,9 @@ def test_of_weights_beyond_reason_a_number_is_right_or_infinite(row: float, colu
     assert made == torch.inf or made == pytest.approx(expected, rel=0.02)
 
 
-@needed
-@pytest.mark.parametrize("terms", [133_144, 133_145, 300_000])
-def test_a_sum_of_any_length_does_not_overflow(terms: int) -> None:
-    """All 127 of one sign: 133,145 of their products are more than 32 bits hold."""
+@pytest.mark.parametrize("terms", [1_040, 1_041, 133_144, 133_145, 300_000])
+def test_a_sum_of_any_length_is_right(terms: int) -> None:
+    """All 127 of one sign: of their products float32 holds 1,040 exactly, and 32 bits hold 133,144."""
     x = torch.ones(3, terms)
     x[1, ::2] = -1
     weight = torch.ones(2, terms)
@@ -142,7 +135,18 @@ def test_a_sum_of_any_length_does_not_overflow(terms: int) -> None:
     torch.testing.assert_close(made, x @ weight.T, rtol=1e-6, atol=0)
 
 
-@needed
+@pytest.mark.parametrize("terms", [1_040, 4_000])
+def test_sums_in_float32_are_exact(terms: int) -> None:
+    """Sums near 2^24 and above, odd ones too, which float32 in one sum would round."""
+    rows = torch.full((2, terms), 127.0)
+    rows[1, 0] = 126
+    made = int8._by_float32(torch.full((1, terms), 127.0), torch.ones(1))(rows)
+    assert made.flatten().tolist() == [
+        float(np.float32(terms * 127**2)),
+        float(np.float32(terms * 127**2 - 127)),
+    ]
+
+
 def test_a_row_depends_on_no_other_row() -> None:
     x, product = drawn(9, 32), int8_product(drawn(20, 32, seed=1), torch.randn(20))
     for row in range(9):
@@ -155,7 +159,6 @@ def test_zeros_are_zeros_and_the_largest_is_whole() -> None:
     assert torch.isfinite(whole * scales).all()
 
 
-@needed
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("small", ["x", "weight"])
 def test_rows_of_zeros_and_of_tiny_magnitudes_are_off_by_half_a_step_at_most(small: str, bias: bool) -> None:
@@ -179,7 +182,6 @@ def test_rows_of_zeros_and_of_tiny_magnitudes_are_off_by_half_a_step_at_most(sma
     np.testing.assert_array_equal(ours[of_zeros], exact[of_zeros])
 
 
-@needed
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so(broken: float) -> None:
     x = torch.ones(2, 8)
@@ -189,7 +191,6 @@ def test_what_is_not_finite_stays_so(broken: float) -> None:
     assert torch.isfinite(made[1]).all()
 
 
-@needed
 def test_a_packed_linear_takes_it() -> None:
     linear, x = nn.Linear(24, 40), torch.randn(3, 5, 24)
     with torch.inference_mode():
@@ -201,7 +202,7 @@ def test_a_packed_linear_takes_it() -> None:
 def test_it_is_refused_where_it_cannot_be_had(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Transformer(20, 20, d_model=16, heads=2, d_ff=16, encoder_layers=1, decoder_layers=1)
     if missing == "kernel":
-        monkeypatch.setattr(engine, "has_int8", lambda: False)
+        monkeypatch.setattr(engine, "has_onednn", lambda: False)
     else:
         model = model.double()
     with pytest.raises(ConfigError, match=r"decode\.precision.*use auto, bf16 or float32"):

@@ -124,12 +124,22 @@ def test_only_large_products_of_training_are_onednn_s(monkeypatch: pytest.Monkey
 
 
 @needs_onednn
-def test_float32_is_left_to_torch_where_its_library_is_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("maker", "vectors", "expected"),
+    [
+        ("GenuineIntel Xeon", "AVX512", False),
+        ("AuthenticAMD EPYC", "AVX512", True),
+        ("AuthenticAMD EPYC", "AVX2", False),
+    ],
+)
+def test_float32_is_left_to_torch_where_its_library_is_fast(
+    maker: str, vectors: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, weight = torch.randn(2048, 64), torch.randn(64, 64, requires_grad=True)
-    for told, expected in (("GenuineIntel Xeon", False), ("AuthenticAMD EPYC", True)):
-        monkeypatch.setattr(products, "processor", lambda told=told: told)
-        products._prefers_onednn.cache_clear()
-        assert used(linear(x, weight)) == expected
+    monkeypatch.setattr(products, "processor", lambda: maker)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    products._prefers_onednn.cache_clear()
+    assert used(linear(x, weight)) == expected
     products._prefers_onednn.cache_clear()
 
 

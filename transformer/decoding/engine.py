@@ -22,7 +22,6 @@ from ..core.special import BOS, EOS, PAD
 from ..model.packing import Packed, can_be_packed
 from ..model.transformer import Transformer
 from ..modules.embeddings import POSITIONS
-from ..modules.int8 import has_int8
 from ..modules.precision import InferencePrecision, autocast, resolve_precision
 from ..modules.products import has_onednn
 from .config import SEARCHES, DecodeConfig
@@ -69,14 +68,14 @@ class Engine(Protocol):
 
 _NO_INT8 = Problem(
     "decode.precision",
-    "int8 needs float32 weights on a CPU for which torch has exact 8-bit products",
+    "int8 needs float32 weights on a CPU for which torch has oneDNN's products",
     hint="use auto, bf16 or float32",
 )
 
 
 def require_products(dtype: torch.dtype, device: torch.device) -> None:
     """ConfigError for 8-bit products that cannot be had on a device, rather than others in their place."""
-    if dtype == torch.int8 and not (device.type == "cpu" and has_onednn() and has_int8()):
+    if dtype == torch.int8 and not (device.type == "cpu" and has_onednn()):
         raise ConfigError([_NO_INT8])
 
 

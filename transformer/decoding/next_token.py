@@ -85,10 +85,9 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
-# So many logits at a time stay in a processor's cache, and in memory that it need not ask for anew. Of a
-# shorter number format more are made, and fewer become float32 at a time.
-_AT_A_TIME = 1 << 20
-_SHORT, _CONVERTED = 1 << 22, 1 << 18
+# So many logits at a time are made in memory that need not be asked for anew, and so many of a shorter format
+# become float32 at a time, which stay in a processor's cache.
+_AT_A_TIME, _CONVERTED = 1 << 22, 1 << 18
 
 
 class _LogProbs:
@@ -97,7 +96,6 @@ class _LogProbs:
     def __init__(self, model: Transformer) -> None:
         self.model = model
         self._kept: Tensor | None = None
-        self._short = False  # are logits of a shorter format?
 
     def __call__(self, hidden: Tensor) -> Tensor:
         rows, vocabulary = len(hidden), self.model.target_vocab
@@ -107,11 +105,10 @@ class _LogProbs:
         kept = self._kept[:rows]
         if hidden.device.type != "cpu":
             return torch.log_softmax(self.model.project(hidden).to(kept.dtype), -1, out=kept)
-        each = max((_SHORT if self._short else _AT_A_TIME) // vocabulary, 1)
+        each = max(_AT_A_TIME // vocabulary, 1)
         for part, out in zip(torch.split(hidden, each), torch.split(kept, each), strict=True):
             logits = self.model.project(part)
-            self._short = logits.dtype != kept.dtype
-            few = max(_CONVERTED // vocabulary, 1) if self._short else len(part)
+            few = len(part) if logits.dtype == kept.dtype else max(_CONVERTED // vocabulary, 1)
             for some, place in zip(torch.split(logits, few), torch.split(out, few), strict=True):
                 torch.log_softmax(some.to(kept.dtype), -1, out=place)
         return kept

@@ -15,6 +15,7 @@ from torch import Tensor
 
 _LARGEST = 127
 _TERMS = (2**31 - 1) // _LARGEST**2  # of a sum that fits into 32 bits whatever the numbers: 133,144
+_EXACT = 2**24 // _LARGEST**2  # of a sum that float32 holds exactly, in any order: 1,040
 
 
 def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -27,9 +28,7 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tens
     whole, of_columns = rounded(weight.detach())
     outputs = len(whole)
     bias = None if bias is None else bias.detach().clone()
-    scaled = (_by_onednn if has_scaling() and whole.shape[1] <= _TERMS else _by_torch)(
-        whole, of_columns.squeeze(1)
-    )
+    scaled = scaled_product(whole, of_columns.squeeze(1))
 
     def product(x: Tensor) -> Tensor:
         rows, of_rows = rounded(x.reshape(-1, x.shape[-1]))
@@ -43,61 +42,59 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tens
     return product
 
 
-def _by_onednn(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
-    """Int8 (R, K) -> float32 (R, N), by int8 W (N, K), ordered for the kernel once, and its scales (N,).
+def scaled_product(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """Whole numbers (R, K) -> float32 (R, N): products with W (N, K), times the scales (N,) of its rows.
 
-    One pass makes the sums and scales them.
+    Both may be int8 or float32. Sums are exact: by the processor's products of 8-bit integers where torch has
+    them, else in float32, at its speed.
     """
-    packed = torch.ops.onednn.qlinear_prepack(whole, None)
+    suited = has_scaling() and whole.shape[1] <= _TERMS
+    return (_by_onednn if suited else _by_float32)(whole, scales)
+
+
+def _by_onednn(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """One pass makes the sums and scales them; W is ordered for the kernel once."""
+    packed = torch.ops.onednn.qlinear_prepack(whole.to(torch.int8), None)
     settings = packed, scales, torch.zeros(len(whole), dtype=torch.int32), None, 1.0, 0, torch.float32
-    return lambda rows: torch.ops.onednn.qlinear_pointwise(rows, 1.0, 0, *settings, "none", [], "")
+    return lambda rows: torch.ops.onednn.qlinear_pointwise(
+        rows.to(torch.int8), 1.0, 0, *settings, "none", [], ""
+    )
 
 
-def _by_torch(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
-    """The same where oneDNN has no such product."""
-    return lambda rows: _sums(rows, whole.T).mul_(scales)
+def _by_float32(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """Some of K at a time, where their sums are exact; all of them are added in float64 and rounded once."""
+    columns = whole.float().T.contiguous()
+    if len(columns) <= _EXACT:
+        return lambda rows: (rows.float() @ columns).mul_(scales)
+    parts = torch.split(columns, _EXACT)
 
+    def product(rows: Tensor) -> Tensor:
+        pairs = zip(torch.split(rows.float(), _EXACT, 1), parts, strict=True)
+        sums = torch.stack([some @ part for some, part in pairs]).sum(0, dtype=torch.float64)
+        return sums.float().mul_(scales)
 
-def _sums(rows: Tensor, columns: Tensor) -> Tensor:
-    """Sums (R, N) in float32, rounded once, of int8 (R, K) and (K, N); 32 bits hold some of K at a time."""
-    if rows.shape[1] <= _TERMS:
-        return _whole_product(rows, columns).float()
-    parts = zip(torch.split(rows, _TERMS, 1), torch.split(columns, _TERMS), strict=True)
-    return torch.stack([_whole_product(*part) for part in parts]).sum(0).float()  # of int32: in int64
-
-
-def _whole_product(rows: Tensor, columns: Tensor) -> Tensor:
-    """Whole numbers (R, N) of int8 (R, K) and (K, N). torch's product is wrong on a CPU where K is 1."""
-    return rows.int() * columns.int() if rows.shape[1] == 1 else torch._int_mm(rows, columns)
+    return product
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """X (R, N) -> int8 (R, N) and the scales (R, 1) that they are to be multiplied by.
+    """X (R, N) -> whole numbers (R, N) in float32 and the scales (R, 1) that they are to be multiplied by.
 
     No scale is below the smallest normal number: of rows below 1.5e-36 the largest magnitude is not 127.
     """
     tiny = torch.finfo(torch.float32).tiny
     scales = x.abs().amax(-1, keepdim=True).clamp_min_(tiny * _LARGEST).div_(_LARGEST)
-    return (x * scales.reciprocal()).round_().to(torch.int8), scales
+    return (x * scales.reciprocal()).round_(), scales
 
 
 @cache
 def has_scaling() -> bool:
-    """Has this torch oneDNN's product that scales its sums? Asked by the largest numbers there are."""
-    ones = torch.full((32, 96), _LARGEST, dtype=torch.int8)
+    """Has this torch exact products of 8-bit integers here, which scale their sums?
+
+    Asked by the largest numbers there are: with AVX2 sums of two products are cut at 16 bits.
+    """
+    ones = torch.full((32, 96), float(_LARGEST))
     try:
         made = _by_onednn(-ones, torch.full((32,), 0.5))(ones)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
     return made.dtype == torch.float32 and bool((made == -96 * _LARGEST**2 / 2).all())
-
-
-@cache
-def has_int8() -> bool:
-    """Has this torch an exact product of 8-bit integers here? Asked by the largest numbers there are."""
-    ones = torch.full((32, 96), _LARGEST, dtype=torch.int8)
-    try:
-        made = torch._int_mm(ones, -ones.T)
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False
-    return bool((made == -96 * _LARGEST**2).all())

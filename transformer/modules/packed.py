@@ -1,9 +1,9 @@
-"""Matrix products for inference on a CPU: weights joined and cast once, and oneDNN's kernels.
+"""Matrix products for inference on a CPU: weights joined and cast once, by the fastest library.
 
-oneDNN's float32 product is exact float32 and, on processors where the default library falls back to narrow
-instructions, about twice as fast, unless there is little to multiply.
+In float32 that is oneDNN with AVX-512, unless there is little to multiply, and torch's default with AVX2
+(benchmarks/levers.py). Both are float32.
 
-Weights are not reordered for the kernel beforehand: such a weight can only be used with the number of threads
+Weights are not reordered for oneDNN beforehand: such a weight can only be used with the number of threads
 that it was made with.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .int8 import int8_product
-from .products import onednn
+from .products import has_wide_vectors, onednn
 
 Product = Callable[[Tensor], Tensor]  # (..., in) -> (..., out)
 
@@ -80,5 +80,19 @@ def _product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Product
     bias = None if bias is None else bias.detach().to(dtype)
     if dtype != torch.float32:
         return lambda x: F.linear(x.to(dtype), weight, bias)
+    if not has_wide_vectors():
+        return _by_torch(weight, bias)
     large = _LARGE // len(weight)
     return lambda x: onednn(x, weight, bias) if x.numel() >= large else F.linear(x, weight, bias)
+
+
+def _by_torch(weight: Tensor, bias: Tensor | None) -> Product:
+    """The product of torch's library; it is faster by W^T than by W, above all with few rows."""
+    transposed, outputs = weight.T.contiguous(), len(weight)
+
+    def product(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        made = rows @ transposed if bias is None else torch.addmm(bias, rows, transposed)
+        return made.view(*x.shape[:-1], outputs)
+
+    return product

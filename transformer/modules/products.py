@@ -1,8 +1,8 @@
 """Matrix products in float32 on a CPU, above all while training.
 
-torch hands them to a library (MKL) that falls back to narrow vector instructions on processors of other
-makers; oneDNN, which torch has aboard, does not, and is about twice as fast there (benchmarks/levers.py).
-Its products are float32 as well: only the order of the sums differs.
+torch hands them to a library (MKL) that leaves AVX-512 unused on processors of other makers; oneDNN, which
+torch has aboard, does not, and is about twice as fast there (benchmarks/levers.py). With AVX2 MKL is the
+faster one. oneDNN's products are float32 as well: only the order of the sums differs.
 """
 
 from __future__ import annotations
@@ -150,8 +150,13 @@ def has_onednn() -> bool:
 
 @cache
 def _prefers_onednn() -> bool:
-    """Is oneDNN the faster library for float32 here? Not where MKL is at home."""
-    return has_onednn() and "GenuineIntel" not in processor()
+    """Is oneDNN the faster library for float32 here? Not where MKL is at home, nor where both have AVX2."""
+    return has_onednn() and has_wide_vectors() and "GenuineIntel" not in processor()
+
+
+def has_wide_vectors() -> bool:
+    """Are torch's kernels those of AVX-512 here?"""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @cache

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..modules.int8 import scaled_product
 from ..modules.products import multiply
 
 # rows, inner, columns of a product: as a feed-forward's, and as large as products get
@@ -38,8 +39,8 @@ def measure_ceilings(device: torch.device, dtypes: Sequence[torch.dtype], second
         for rows, inner, columns in _SHAPES[device.type]:
             one = torch.randn(rows, inner, device=device).to(dtype)
             other = torch.randn(columns, inner, device=device).to(dtype)
-            for product in _products(dtype):
-                took = fastest(partial(product, one, other), device, seconds)
+            for product in _products(one, other):
+                took = fastest(product, device, seconds)
                 rates.append(2 * rows * inner * columns / took)
         products[name_of(dtype)] = max(rates)
     there = torch.empty(_COPIED[device.type], dtype=torch.uint8, device=device)
@@ -48,10 +49,12 @@ def measure_ceilings(device: torch.device, dtypes: Sequence[torch.dtype], second
     return Ceilings(products, 2 * there.numel() / took)
 
 
-def _products(dtype: torch.dtype) -> Sequence[Callable[[Tensor, Tensor], Tensor]]:
-    if dtype == torch.int8:
-        return [lambda one, other: torch._int_mm(one, other.T)]
-    return [F.linear, multiply] if dtype == torch.float32 else [F.linear]
+def _products(one: Tensor, other: Tensor) -> Sequence[Callable[[], Tensor]]:
+    """The ways to multiply one (rows, inner) by other (columns, inner), of which the fastest counts."""
+    if one.dtype == torch.int8:
+        return [partial(scaled_product(other, torch.ones(len(other))), one)]
+    ways: list[Callable[[], Tensor]] = [partial(F.linear, one, other)]
+    return [*ways, partial(multiply, one, other)] if one.dtype == torch.float32 else ways
 
 
 def name_of(dtype: torch.dtype) -> str:
