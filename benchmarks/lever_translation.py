@@ -166,7 +166,7 @@ def packing(setting: Setting) -> str:
 
 
 def float32_packing(setting: Setting) -> str:
-    return packing(setting) if setting.dtype == torch.float32 else "of float32"
+    return packing(setting) if setting.dtype == torch.float32 else "it is for float32 only"
 
 
 def threads(setting: Setting) -> str:
@@ -207,7 +207,7 @@ LEVERS: dict[str, Lever] = {
     ),
     "blocks": Lever("the best of a row by blocks (against topk)", by_topk, missing=a_beam),
     "packed": Lever(
-        "weights joined and cast once, oneDNN (against plain modules with autocast), a batch at a time",
+        "weights joined and cast once (against plain modules with autocast), a batch at a time",
         plain_modules,
         both=one_batch_at_a_time,
         missing=packing,

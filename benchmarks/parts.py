@@ -31,7 +31,7 @@ _CALLS = 5
 _SWEPT = 1 << 24  # bytes: more than the caches of a few cores, less than the one that they share
 _COPIED = 1 << 23  # bytes: about as large as an activation
 _PRODUCTS = (
-    *("mm", "bmm", "addmm", "baddbmm", "_int_mm", "matmul"),
+    *("mm", "bmm", "addmm", "baddbmm", "matmul"),
     *("linear", "_linear_pointwise", "qlinear_pointwise"),
 )
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pairs import usual
 from torch import nn
+from torch.nn import functional as F
 
 from transformer import NORMS, PLACEMENTS, Transformer
 from transformer.core.errors import ConfigError
@@ -51,15 +52,22 @@ def model(seed: int = 0, **flags: object) -> Transformer:
 @pytest.mark.usefixtures("everything")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("wide", [True, False])
-def test_a_packed_product_is_the_product(
-    dtype: torch.dtype, tolerance: float, bias: bool, wide: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(packed, "has_wide_vectors", lambda: wide)
+def test_a_packed_product_is_the_product(dtype: torch.dtype, tolerance: float, bias: bool) -> None:
     linear, x = nn.Linear(24, 40, bias=bias), torch.randn(3, 5, 24)
     with torch.inference_mode():
         ours = PackedLinear(linear, PackedProducts(dtype))(x)
         torch.testing.assert_close(ours.float(), linear(x), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_product_with_the_vocabulary_s_table_is_the_product(
+    wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "has_wide_vectors", lambda: wide)
+    table, x = torch.randn(4000, 24), torch.randn(3, 50, 24)
+    with torch.inference_mode():
+        ours = PackedProducts(torch.float32).by(table, lambda: 2 * table)(x)
+        torch.testing.assert_close(ours, F.linear(x, 2 * table), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("rows", "wide", "ours"), [(1, True, False), (40, True, True), (40, False, False)])

@@ -37,9 +37,12 @@ def reference(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
 @pytest.mark.parametrize("chunk", [1, 4 * V, 1 << 20])
 @pytest.mark.parametrize("group", [1, 150, 1 << 24])
+@pytest.mark.parametrize("kernels", [True, False])
 def test_loss_and_gradients_equal_torchs_cross_entropy(
-    smoothing: float, chunk: int, group: int, monkeypatch: pytest.MonkeyPatch
+    smoothing: float, chunk: int, group: int, kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In whole chunks where a size needs a kernel of its own, and in memory that is there where none does."""
+    monkeypatch.setattr(loss_module, "makes_kernels", lambda *_: kernels)
     monkeypatch.setitem(loss_module._CHUNK, "cpu", chunk)
     monkeypatch.setattr(loss_module, "_GROUP", group)
     hidden, weight, targets = problem()
@@ -139,6 +142,7 @@ def test_no_gradient_is_formed_where_none_is_recorded(context: Any, monkeypatch:
     hidden, weight, targets = problem()
     expected, products = sequence_loss(hidden, weight, targets, 0.1), []
     multiply = loss_module.multiply
+    monkeypatch.setattr(loss_module, "makes_kernels", lambda *_: True)
     monkeypatch.setattr(loss_module, "multiply", lambda *given: products.append(given) or multiply(*given))
     with context():
         found = sequence_loss(hidden, weight, targets, 0.1)

@@ -144,12 +144,10 @@ def _kernels(facts: Facts) -> Iterator[Finding]:
     if not facts.torch.capability or facts.torch.gpus:
         return
     if facts.torch.onednn:
-        yield Finding("oneDNN", "ok", "large float32 products of training are oneDNN's")
+        yield Finding("oneDNN", "ok", "there, for products that it is the fastest at")
     elif facts.processor.lower() in ("x86_64", "amd64"):
         remedy = "install torch from its own index (https://pytorch.org), whose builds have it"
-        yield Finding(
-            "oneDNN", "note", "this torch has no oneDNN product: float32 training may be slower", remedy
-        )
+        yield Finding("oneDNN", "note", "this torch has no oneDNN product: it may be slower", remedy)
     else:
         yield Finding("oneDNN", "ok", f"not used on {facts.processor}")
 

@@ -77,7 +77,7 @@ def _by_float32(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """X (R, N) -> whole numbers (R, N) in float32 and the scales (R, 1) that they are to be multiplied by.
+    """X (R, N) -> whole numbers (R, N) in its format and the scales (R, 1) that they are to be multiplied by.
 
     No scale is below the smallest normal number: of rows below 1.5e-36 the largest magnitude is not 127.
     """

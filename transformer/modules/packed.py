@@ -37,20 +37,20 @@ class PackedProducts:
     def of(self, linears: Sequence[nn.Linear]) -> Product:
         """Projections of one input as one product: x -> all their outputs, side by side."""
         key = tuple(id(linear.weight) for linear in linears)
-        return self._made.get(key) or self._make(key, *_joined(linears))
+        return self._made.get(key) or self._keep(key, _product(*_joined(linears), self.dtype))
 
-    def by(self, weight: Tensor, of: Callable[[], Tensor]) -> Product:
-        """The product with the matrix (out, in) that `of` makes of the parameter `weight`."""
-        key = (id(weight),)
-        return self._made.get(key) or self._make(key, of(), None)
+    def by(self, table: Tensor, of: Callable[[], Tensor]) -> Product:
+        """The product with the matrix (V, in) that `of` makes of the vocabulary's table."""
+        key = (id(table),)
+        return self._made.get(key) or self._keep(key, _table_product(of(), self.dtype))
 
     def forget(self) -> None:
         """Read the weights anew when they are next asked for."""
         self._made.clear()
 
-    def _make(self, key: tuple[int, ...], weight: Tensor, bias: Tensor | None) -> Product:
-        made = self._made[key] = _product(weight, bias, self.dtype)
-        return made
+    def _keep(self, key: tuple[int, ...], product: Product) -> Product:
+        self._made[key] = product
+        return product
 
 
 class PackedLinear(nn.Module):
@@ -78,21 +78,15 @@ def _product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Product
         return int8_product(weight, bias)
     weight = weight.detach().to(dtype).contiguous()
     bias = None if bias is None else bias.detach().to(dtype)
-    if dtype != torch.float32:
+    if dtype != torch.float32 or not has_wide_vectors():
         return lambda x: F.linear(x.to(dtype), weight, bias)
-    if not has_wide_vectors():
-        return _by_torch(weight, bias)
     large = _LARGE // len(weight)
     return lambda x: onednn(x, weight, bias) if x.numel() >= large else F.linear(x, weight, bias)
 
 
-def _by_torch(weight: Tensor, bias: Tensor | None) -> Product:
-    """The product of torch's library; it is faster by W^T than by W, above all with few rows."""
-    transposed, outputs = weight.T.contiguous(), len(weight)
-
-    def product(x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        made = rows @ transposed if bias is None else torch.addmm(bias, rows, transposed)
-        return made.view(*x.shape[:-1], outputs)
-
-    return product
+def _table_product(table: Tensor, dtype: torch.dtype) -> Product:
+    """With a vocabulary's (V, in): torch's default library is faster by a transposed copy."""
+    if dtype != torch.float32 or has_wide_vectors():
+        return _product(table, None, dtype)
+    columns = table.detach().T.contiguous()
+    return lambda x: x @ columns

@@ -159,6 +159,13 @@ def has_wide_vectors() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+def makes_kernels(dtype: torch.dtype, device: torch.device) -> bool:
+    """Does a large product of `multiply`'s begin with making a kernel for its size? oneDNN's do."""
+    if device.type != "cpu":
+        return False
+    return _prefers_onednn() if dtype == torch.float32 else dtype == torch.bfloat16 and has_onednn()
+
+
 @cache
 def processor() -> str:
     """What the system says of its processor: maker, family and model."""

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..core.special import PAD
-from ..modules.products import multiply
+from ..modules.products import makes_kernels, multiply
 
 # Logits of one chunk. On a CPU they should stay in the cache while softmax passes over them; elsewhere
 # launches cost more than memory.
@@ -82,7 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         exact = torch.float64 if rows.dtype == torch.float64 else torch.float32
         count, dtype = len(rows), rows.dtype
-        if rows.device.type == "cpu":  # whole chunks: a product of another size is another kernel, to be made
+        if makes_kernels(product, rows.device):  # whole chunks, as each other size is another kernel
             spare = -count % _rows_at_once(rows, weight)
             rows, targets = F.pad(rows, (0, 0, 0, spare)), F.pad(targets, (0, spare), value=PAD)
         scored = (targets != PAD)[:, None]
@@ -144,7 +144,9 @@ def _in_chunks(
     converted = product != exact  # else logits need no room of their own
     wide = inputs.new_empty(chunk if converted else 0, len(matrix))
     kept = low.new_empty(group, len(matrix))
-    columns = projection.T.contiguous() if converted else projection.T  # or each product would
+    in_place = converted or not makes_kernels(product, inputs.device)
+    # Transposed once, or each product would.
+    columns = projection.T.contiguous() if in_place and inputs.device.type == "cpu" else projection.T
     for first in range(0, len(inputs), max(group, 1)):
         rows = slice(first, first + group)
         gradient = kept[: len(low[rows])]
@@ -152,10 +154,12 @@ def _in_chunks(
             narrow = gradient[start : start + chunk]
             part = slice(first + start, first + start + len(narrow))
             target = targets[part, None]
-            if converted:
-                logits = wide[: len(narrow)].copy_(torch.mm(low[part], columns, out=narrow))
+            if in_place:
+                logits = torch.mm(low[part], columns, out=narrow)
             else:
                 logits = multiply(low[part], columns.T)
+            if converted:
+                logits = wide[: len(narrow)].copy_(logits)
             target_logit[part] = logits.gather(1, target).squeeze(1)
             largest = logits.amax(1)
             p = torch.softmax(logits, 1, out=logits if converted else narrow)
