@@ -193,3 +193,13 @@ def test_a_residual_of_nothing_cannot_be_divided_by() -> None:
     with torch.no_grad():
         model.decoder.residuals(1)[0].omega[3] = 0.0
     assert "factor is 0" in reasons(model)[0]
+
+
+def test_a_residual_of_nothing_is_told_beside_other_reasons() -> None:
+    model = model_of(placement="admin", attention_window=3)
+    with torch.no_grad():
+        for site, _ in model.sites():
+            site.omega[3] = 0.0
+    window, factor = reasons(model)
+    assert window.startswith("model.attention_window: ")
+    assert "factor is 0" in factor

@@ -113,6 +113,10 @@ class _Folding:
                         self.norm(norm if isinstance(norm, Norm) else None)
                     continue
                 wirings.add(folded.wiring)
+                if not array(folded.residual).all():
+                    self.refuse(
+                        "placement", "the residual's factor is 0 in some channel: it cannot be divided by"
+                    )
                 norms = [plain_norm for norm in folded.norms if (plain_norm := self.norm(norm)) is not None]
                 site = PlainSite(norms, self.branch(placement, sublayer))
                 plain.layers[-1].append(site)
@@ -140,11 +144,6 @@ class _Folding:
                 site.norms[0].multiply(into)
                 continue
             assert (into == 1).all()
-            if not residual.all():
-                self.refuse(
-                    "placement", "the residual's factor is 0 in some channel: it cannot be divided by"
-                )
-                return
             make_stream(residual)
             for matrix in site.branch.readers:
                 matrix.divide_input(residual)
