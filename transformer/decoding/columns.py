@@ -31,7 +31,7 @@ class SelfAttentionCache:
     anyway. Reordering copies rows into spare buffers of the same shape, and the two change places. Where all
     sentences have equally many rows, more than one, on a CPU, those of each share columns (`SharedColumns`).
     On a CPU one column gets the whole buffers, with `held` to tell the columns from those to come, which are
-    0: products of whole blocks take half the time of others.
+    0: products of whole blocks take less time than others.
     With a `window` N the buffers end at N columns and become rings: column t is at t mod N, in the place of
     one that nobody sees any more. `length` counts all columns of a row, also those forgotten.
     """
