@@ -131,18 +131,20 @@ def with_padding(trainer: Trainer) -> AbstractContextManager[object]:
     return patch.object(loss_module, "_without_padding", lambda rows, targets: (rows, targets))
 
 
+def chunk_by_chunk(trainer: Trainer) -> AbstractContextManager[object]:
+    return patch.object(loss_module, "_GROUP", 0)
+
+
+def logits_apart(trainer: Trainer) -> AbstractContextManager[object]:
+    return patch.object(loss_module, "makes_kernels", lambda *_: True)
+
+
 def torch_dropout(trainer: Trainer) -> AbstractContextManager[object]:
     return patch.object(Dropout, "forward", lambda self, x: F.dropout(x, self.p, self.training))
 
 
 def kernel_attention(trainer: Trainer) -> AbstractContextManager[object]:
-    def attend(
-        query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, dropout: Dropout
-    ) -> Tensor:
-        share = dropout.p if dropout.training else 0.0
-        return F.scaled_dot_product_attention(query, keys, values, mask, share, is_causal=causal)
-
-    return patch.object(attention_module, "attend", attend)
+    return patch.object(attention_module, "_faster_written_out", lambda *_: False)
 
 
 def short_rows(trainer: Trainer) -> AbstractContextManager[object]:
@@ -200,6 +202,10 @@ def twin(stream: BatchStream) -> BatchStream:
     return copy.copy(stream)
 
 
+def no_logits_in_place() -> str:
+    return "oneDNN makes the logits on this processor" if products_module._prefers_onednn() else ""
+
+
 def no_onednn() -> str:
     return "" if products_module._prefers_onednn() else "torch's default is taken on this processor"
 
@@ -252,6 +258,15 @@ LEVERS: dict[str, Lever] = {
         missing=has_torchs_loss,
     ),
     "scored rows": Lever("only rows that are scored are projected (against padding as well)", with_padding),
+    "groups": Lever(
+        "gradients of several chunks' logits multiplied at once (against chunk by chunk)", chunk_by_chunk
+    ),
+    "in place": Lever(
+        "logits written where they are kept (against new memory for each chunk)",
+        logits_apart,
+        idle=(BF16,),
+        missing=no_logits_in_place,
+    ),
     "dropout": Lever("dropout from random bytes (against torch's)", torch_dropout),
     "attention": Lever("attention written out where it is faster (against torch's kernel)", kernel_attention),
     "rows": Lever("rows of softmax shorter than a vector are lengthened (against as they are)", short_rows),

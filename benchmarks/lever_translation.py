@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.lever_setting import Setting, Task
-from transformer.core.special import BOS, EOS
 from transformer.decoding import beam as beam_module
 from transformer.decoding import cache as cache_module
+from transformer.decoding import columns as columns_module
 from transformer.decoding import engine as engine_module
 from transformer.decoding import next_token as next_token_module
 from transformer.decoding import ranking as ranking_module
@@ -23,6 +23,7 @@ from transformer.decoding.columns import SelfAttentionCache
 from transformer.decoding.config import DecodeConfig
 from transformer.decoding.engine import Models
 from transformer.decoding.forked import ForkedModels
+from transformer.decoding.translator import LineTranslator
 from transformer.model.packing import can_be_packed
 from transformer.model.transformer import Transformer
 from transformer.modules import attention as attention_module
@@ -33,10 +34,6 @@ from transformer.modules.int8 import has_scaling
 from transformer.modules.products import has_wide_vectors
 
 Switch = Callable[[], AbstractContextManager[object]]
-# Of log p, relative: a search's own against that of float32 without a cache, and one search's best against
-# the other's.
-NEAR = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.int8: 5e-2}
-CHECKED = 32  # lines
 
 
 @dataclass(frozen=True)
@@ -148,6 +145,34 @@ def on_threads() -> AbstractContextManager[object]:
     return patch.object(ForkedModels, "search_all", Models.search_all)
 
 
+def table_as_it_is() -> AbstractContextManager[object]:
+    def product(table: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        return packed_module._product(table, None, dtype)
+
+    return patch.object(packed_module, "_table_product", product)
+
+
+def as_they_come() -> AbstractContextManager[object]:
+    """Batches of the same budget, of lines in their order."""
+
+    def batches(self: Any, lines: list[Any], length: Callable[[Any], int]) -> Iterator[list[Any]]:
+        budget = max(1, self.config.batch_tokens // self.config.rows_per_line)
+        batch: list[Any] = []
+        for line in lines:
+            longest = max(length(each) + 1 for each in [*batch, line])
+            if batch and (len(batch) + 1) * longest > budget:
+                yield batch
+                batch = []
+            batch.append(line)
+        yield batch
+
+    return patch.object(LineTranslator, "_batches", batches)
+
+
+def grown_by_one() -> AbstractContextManager[object]:
+    return patch.object(columns_module, "BLOCK", 1)
+
+
 def all_stay() -> AbstractContextManager[object]:
     return patch.object(beam_module, "_LEAVING", 0)
 
@@ -173,6 +198,10 @@ def threads(setting: Setting) -> str:
     if not can_be_packed(setting.model):
         return "torch has no such kernel here"
     return "" if torch.get_num_threads() > 1 else "it has one thread"
+
+
+def transposing(setting: Setting) -> str:
+    return float32_packing(setting) or ("not done with AVX-512" if has_wide_vectors() else "")
 
 
 def int8(setting: Setting) -> str:
@@ -217,6 +246,15 @@ LEVERS: dict[str, Lever] = {
         by_the_other_library,
         missing=float32_packing,
     ),
+    "transposed": Lever(
+        "the vocabulary's weight as a transposed copy, in float32 with AVX2 (against as it is)",
+        table_as_it_is,
+        missing=transposing,
+    ),
+    "sorted": Lever("lines of like length in a batch (against as they come)", as_they_come),
+    "growing": Lever(
+        "keys and values in buffers that grow by 8 columns (against by one at each step)", grown_by_one
+    ),
     "threads": Lever(
         "several batches at a time (against all threads on one)", one_batch_at_a_time, missing=threads
     ),
@@ -231,46 +269,3 @@ LEVERS: dict[str, Lever] = {
         missing=int8_scaling,
     ),
 }
-
-
-# --- do both find the same?
-
-
-@torch.no_grad()
-def log_probability(model: Transformer, source: list[int], target: list[int]) -> float:
-    """Log p(target, EOS | source): float32, no cache, no batch."""
-    logits = model(torch.tensor([[*source, EOS]]), torch.tensor([[BOS, *target]]))[0]
-    wanted = torch.tensor([*target, EOS])
-    return logits.log_softmax(-1).gather(1, wanted[:, None]).sum().item()
-
-
-@contextmanager
-def evaluating(model: Transformer) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    yield
-    model.train(training)
-
-
-def check(lever: Lever, setting: Setting) -> None:
-    """AssertionError unless both ways find translations as good, and tell their log p, to rounding."""
-    means, bounds = [], []
-    with lever.both():
-        for task, switch in zip(lever.tasks(setting), (nullcontext, lever.off), strict=True):
-            with switch():
-                found = task.run(CHECKED)
-            bound = NEAR[task.engine.dtype]  # type: ignore[attr-defined]
-            told, exact = [], []
-            for line, (source, _), length in zip(found, setting.pairs, task.lengths, strict=False):
-                (best,) = line.hypotheses
-                tokens = [int(piece) for piece in best.tokens]
-                assert len(tokens) == length
-                told.append(best.log_probability)
-                with evaluating(setting.model):
-                    exact.append(log_probability(setting.model, source, tokens))
-            wrong = max(abs(one / other - 1) for one, other in zip(told, exact, strict=True))
-            assert wrong <= bound, f"{lever.text}: log p is off by {wrong:.1e}, more than {bound:g}"
-            means.append(sum(exact) / len(exact))
-            bounds.append(bound)
-    apart, bound = abs(means[1] / means[0] - 1), max(bounds)
-    assert apart <= bound, f"{lever.text}: log p of the best differs by {apart:.1e}, more than {bound:g}"

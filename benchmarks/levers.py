@@ -32,7 +32,7 @@ from typing import Any
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parents[1])
 
-from benchmarks import lever_checks, lever_training, lever_translation
+from benchmarks import lever_checks, lever_training, lever_translation, lever_translation_checks
 from benchmarks.arguments import at_least, new_file, old_file
 from benchmarks.lever_checks import BUCKETS, in_random_order
 from benchmarks.lever_setting import Setting, Task
@@ -185,7 +185,7 @@ def translation_row(lever: lever_translation.Lever, setting: Setting, rounds: in
     """Check a lever, then time it."""
     if why := lever.missing(setting):
         return untried(lever.text, why)
-    lever_translation.check(lever, setting)
+    lever_translation_checks.check(lever, setting)
     with lever.both():
         on, off = lever.tasks(setting)
 

@@ -6,7 +6,9 @@ import math
 import re
 import sys
 from pathlib import Path
+from threading import Barrier
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -155,7 +157,7 @@ def test_an_agreement_holds_where_both_numbers_are_within_their_tolerance(part: 
 
 def early(search: Any) -> Any:
     """Searches that end a subword too soon, as a cache that is wrong from some column on makes them."""
-    return lambda *asked: [[ids[:-1] for ids in each] for each in search(*asked)]
+    return lambda *asked: [[(ids[:-1], total) for ids, total in each] for each in search(*asked)]
 
 
 def test_an_export_that_is_wrong_step_by_step_alone_is_noticed(
@@ -227,6 +229,50 @@ def test_hypotheses_keep_their_limits_and_have_the_models_log_p(
                 assert h.score == pytest.approx(h.log_probability / average(len(h.tokens) + 1, exponent))
 
 
+class Both:
+    """A translator that begins with a batch when another is there to be begun with."""
+
+    def __init__(self, translator: Any) -> None:
+        self.translator, self.met = translator, Barrier(2)
+
+    def translate_batch(self, *words: Any, **options: Any) -> Any:
+        self.met.wait(timeout=20)
+        return self.translator.translate_batch(*words, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.translator, name)
+
+
+def test_with_two_threads_two_batches_are_searched_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(fold(model_of(), ROWS), VOCABULARY, VOCABULARY, tmp_path)
+    engine = CTranslate2(tmp_path, VOCABULARY, VOCABULARY, positions=ROWS, threads=2)
+    batches, decode = [[request] for request in requests(8)[:4]], DecodeConfig(beam=2)
+    alone = [engine.search(batch, decode) for batch in batches]
+    monkeypatch.setattr(engine, "translator", Both(engine.translator))
+    assert engine.search_all(batches, decode) == alone
+    assert engine.search_all([], decode) == []
+
+
+def test_an_error_in_one_batch_of_several_is_that_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(fold(model_of(), ROWS), VOCABULARY, VOCABULARY, tmp_path)
+    engine = CTranslate2(tmp_path, VOCABULARY, VOCABULARY, positions=ROWS, threads=2)
+    batches = [[request] for request in requests(8)[:4]]
+    search = engine.search
+
+    def failing(batch: list[Request], config: DecodeConfig) -> Any:
+        if batch is batches[1]:
+            raise CheckpointError("the second")
+        return search(batch, config)
+
+    monkeypatch.setattr(engine, "search", failing)
+    with pytest.raises(CheckpointError, match="the second"):
+        engine.search_all(batches, DecodeConfig(beam=2))
+
+
 def test_greedy_search_finds_what_ours_finds(pair: tuple[Models, CTranslate2]) -> None:
     ours, engine = pair
     decode = DecodeConfig(search="greedy", min_length=2)
@@ -256,13 +302,40 @@ def test_hypotheses_are_as_long_as_they_have_to_be(search: dict[str, Any], tmp_p
             assert all(len(h.tokens) >= min(shortest, request.limits.cap) for h in found)
 
 
-def test_what_is_not_a_number_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scores", [True, False])
+def test_what_is_not_a_number_is_an_error(scores: bool, tmp_path: Path) -> None:
     model = model_of()
     with torch.no_grad():
         model.decoder.final_norm.weight.fill_(math.nan)
-    engine = engine_of(model, tmp_path)
+    write_model(fold(model, ROWS), VOCABULARY, VOCABULARY, tmp_path)
+    engine = CTranslate2(tmp_path, VOCABULARY, VOCABULARY, ROWS, threads=1, scores=scores)
     with pytest.raises(CheckpointError, match="not numbers"):
         engine.search(requests(3), DecodeConfig())
+
+
+@pytest.mark.parametrize("config", [{"search": "greedy", "length_penalty": "wu"}, {"beam": 4, "n_best": 3}])
+def test_scores_that_nobody_reads_are_the_searchs_own(config: dict[str, Any], tmp_path: Path) -> None:
+    """They are the model's where banned ids have no share of the probability, and all hypotheses end."""
+    model = model_of(tie_embeddings="none")
+    with torch.no_grad():  # the first four ids are next to impossible, but for EOS
+        model.decoder.final_norm.bias *= 5
+        model.output.weight[:4] = -model.decoder.final_norm.bias
+        model.output.weight[EOS] = 0.2 * model.decoder.final_norm.bias
+    write_model(fold(model, ROWS), VOCABULARY, VOCABULARY, tmp_path)
+    decode, asked = DecodeConfig(**config), requests(14)
+    found = []
+    for scores in (True, False):
+        engine = CTranslate2(tmp_path, VOCABULARY, VOCABULARY, ROWS, threads=1, scores=scores)
+        with patch.object(engine, "token_log_probs", wraps=engine.token_log_probs) as scoring:
+            found.append([each for hypotheses in engine.search(asked, decode) for each in hypotheses])
+            assert scoring.call_count == scores
+            engine.search(requests(14, (7, 1)), decode)
+            assert scoring.call_count == scores + 1, "what has a prefix is scored"
+    for anew, own in zip(*found, strict=True):
+        assert own.tokens == anew.tokens
+        assert len(own.tokens) < 14
+        assert own.log_probability == pytest.approx(anew.log_probability, rel=1e-4)
+        assert own.score == pytest.approx(anew.score, rel=1e-4)
 
 
 def test_errors_of_the_library_are_told_with_a_remedy(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import lever_translation, levers
+from benchmarks import lever_translation, lever_translation_checks, levers
 from benchmarks.lever_setting import Setting, Task
 from transformer.decoding import next_token
 from transformer.decoding.cache import CrossAttentionCache, DecoderCache
 from transformer.decoding.columns import BLOCK, SelfAttentionCache, SharedColumns
 from transformer.model.packing import can_be_packed
-from transformer.modules import attention, int8
+from transformer.modules import attention, int8, packed
 from transformer.modules.attention import KeysValues
 from transformer.training.trainer import Trainer
 
@@ -39,7 +39,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def setting(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> Setting:
-    monkeypatch.setattr(lever_translation, "CHECKED", 4)
+    monkeypatch.setattr(lever_translation_checks, "CHECKED", 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     return levers.setting_of(trained, 3, str(trained.config.precision), 8)
 
@@ -139,6 +139,63 @@ def test_off_there_are_as_many_columns_as_are_held(setting: Setting) -> None:
         assert whole == [switch is nullcontext] * 3
 
 
+def test_off_lines_are_cut_as_they_come(setting: Setting) -> None:
+    """And no batch is above the budget that those of like length keep."""
+    task, found = setting.task(), []
+    task.config = task.config.model_copy(update={"batch_tokens": 200})
+
+    def told(self: Any, batches: Sequence[Any], config: Any) -> Any:
+        found.append(batches)
+        return [self.search(batch, config) for batch in batches]
+
+    for switch in (lever_translation.LEVERS["sorted"].off, nullcontext):
+        with patch.object(type(task.engine), "search_all", told), switch():
+            task.run()
+    numbers = [[request.number for batch in batches for request in batch] for batches in found]
+    assert numbers[0] == sorted(numbers[1])
+    assert numbers[1] != numbers[0]
+    for batches in found:
+        assert len(batches) > 1
+        assert all(3 * len(batch) * max(len(r.source) + 1 for r in batch) <= 200 for batch in batches)
+
+
+def test_off_buffers_have_no_room_to_spare(setting: Setting) -> None:
+    """Of rows with columns of their own: as many as there are, or the next whole block."""
+    room: dict[bool, set[int]] = {True: set(), False: set()}
+    make_room = SelfAttentionCache._make_room
+
+    for on in (False, True):
+
+        def told(self: SelfAttentionCache, like: Tensor, columns: int, held: int, on: bool = on) -> None:
+            make_room(self, like, columns, held)
+            room[on].add(self._buffers[0].shape[2] - columns)
+
+        off = nullcontext if on else lever_translation.LEVERS["growing"].off
+        own = lever_translation.columns_of_their_own
+        with (
+            patch.object(SelfAttentionCache, "_make_room", told),
+            lever_translation.one_batch_at_a_time(),
+            own(),
+            off(),
+        ):
+            setting.task().run()
+    assert room[False] == {0}
+    assert room[True] == set(range(BLOCK))
+
+
+def test_off_the_vocabularys_weight_is_as_it_is(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "has_wide_vectors", lambda: False)
+    table = torch.randn(5, 3)
+    with patch.object(packed, "_product", wraps=packed._product) as told:
+        packed._table_product(table, torch.float32)
+        assert not told.called
+        with lever_translation.LEVERS["transposed"].off():
+            product = packed._table_product(table, torch.float32)
+        assert told.called
+    x = torch.randn(2, 3)
+    assert torch.allclose(product(x), x @ table.T)
+
+
 def test_off_int8_weights_are_as_they_were(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products are made anew for each translation: one task does it both ways."""
     if not can_be_packed(setting.model):
@@ -198,4 +255,4 @@ def test_a_way_that_finds_something_else_is_not_timed(wrong: str, setting: Setti
         return values.gather(1, indices), indices
 
     with pytest.raises(AssertionError, match="wrong: log p"):
-        lever_translation.check(lever_translation.Lever("wrong", off), setting)
+        lever_translation_checks.check(lever_translation.Lever("wrong", off), setting)

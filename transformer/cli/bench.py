@@ -44,8 +44,9 @@ from .translate import decode_config
 
 DESCRIPTION = """\
 Time training (target tokens/s, padding not counted) or translation (sentences/s) as the product does them:
-medians over rounds, seconds until work begins, peak memory; and the least time that the counted operations
-and bytes take at the rates of matrix products and of copying that are measured in the same process.
+medians over rounds, padding on both sides, seconds until work begins, peak memory; and the least time that
+the counted operations and bytes take at the rates of matrix products and of copying that are measured in the
+same process.
 
 `bench train` makes updates on the configuration's own training text. `bench translate` translates the first
 test set, or --input, with a run's weights; or with initial ones, whose translations end nowhere in

@@ -147,7 +147,13 @@ def _ctranslate2(arguments: argparse.Namespace, config: DecodeConfig) -> LineTra
     problems += cannot(config, read_manifest(arguments.run[0]).quantization)
     if problems:
         raise ConfigError(problems)
-    served = open_export(arguments.run[0], pick_device(arguments.device), arguments.threads)
+    served = open_export(
+        arguments.run[0],
+        pick_device(arguments.device),
+        arguments.threads,
+        scores=arguments.json,
+        together=config.chunk_lines > 1,
+    )
     return LineTranslator(served.engine, served.source_tokenizer, served.target_tokenizer, config)
 
 

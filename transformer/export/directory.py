@@ -114,8 +114,18 @@ def write_tokenizers(directory: Path, source: Tokenizer, target: Tokenizer) -> N
         tokenizer.save(folder / name)
 
 
-def open_export(directory: Path, device: torch.device | None = None, threads: int = 0) -> Served:
-    """Load an export. Raises CheckpointError, with the file's name, where one is missing or has changed."""
+def open_export(
+    directory: Path,
+    device: torch.device | None = None,
+    threads: int = 0,
+    *,
+    scores: bool = True,
+    together: bool = True,
+) -> Served:
+    """Load an export, with an engine of these options.
+
+    Raises CheckpointError, with the file's name, where one is missing or has changed.
+    """
     manifest = read_manifest(directory)
     config = directory / CONFIG_FILE
     if not config.is_file() or is_broken(config):
@@ -137,5 +147,7 @@ def open_export(directory: Path, device: torch.device | None = None, threads: in
         device,
         threads,
         manifest.quantization,
+        scores=scores,
+        together=together,
     )
     return Served(engine, source, target)

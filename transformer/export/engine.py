@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +19,8 @@ from ..decoding.hypothesis import Hypothesis
 from ..decoding.penalties import LENGTH_PENALTIES
 from ..decoding.ranking import NOT_NUMBERS
 from .conversion import ctranslate2
+
+Found = tuple[tuple[int, ...], float]  # ids without EOS, and log p as CTranslate2's search has it
 
 # CTranslate2 divides log p by length^exponent; the exponent that is our penalty of that alpha.
 EXPONENTS: Mapping[str, Callable[[float], float]] = {
@@ -57,7 +60,10 @@ class CTranslate2:
     Its searches are its own: beam search stops once `beam` hypotheses have ended, ours once none can win.
     Limits, banned ids and scores are as in ours. A hypothesis that is at its limit without EOS is cut there,
     and log p of all hypotheses is computed anew, EOS included, so that scoring a translation gives the
-    number that the search reported.
+    number that the search reported. That takes as long as a greedy search: where nobody reads them,
+    `scores=False` leaves CTranslate2's own, without EOS where it was cut and without what banned ids had.
+
+    On a CPU batches are searched side by side, one thread each; `together=False` gives all threads to each.
     """
 
     def __init__(
@@ -69,14 +75,19 @@ class CTranslate2:
         device: torch.device | None = None,
         threads: int = 0,
         quantization: str | None = None,
+        *,
+        scores: bool = True,
+        together: bool = True,
     ) -> None:
-        self.directory, self.positions = directory, positions
+        self.directory, self.positions, self.scores = directory, positions, scores
         self.device = torch.device("cpu") if device is None else device
         self.source, self.target = list(source_vocabulary), list(target_vocabulary)
         self.ids = {piece: i for i, piece in enumerate(self.target)}
         library = ctranslate2()
         kind, index = self.device.type, self.device.index or 0
         threads_of_torch = torch.get_num_threads()
+        threads = threads or threads_of_torch
+        self.workers = threads if together and kind == "cpu" else 1
         with self._told():
             # Where the device has no such numbers, CTranslate2 takes float32 too, with a warning each time.
             has = quantization is None or quantization in library.get_supported_compute_types(kind, index)
@@ -85,7 +96,8 @@ class CTranslate2:
                 device=kind,
                 device_index=index,
                 compute_type="default" if has else "float32",
-                intra_threads=threads,
+                inter_threads=self.workers,
+                intra_threads=threads // self.workers,
             )
         # CTranslate2 sets OpenMP's number for the thread that loads it, and torch's with it: a training in
         # the same process would add up in another order.
@@ -108,62 +120,66 @@ class CTranslate2:
         together: CTranslate2 has one limit for a batch.
         """
         found = dict(zip(_numbers(requests), self._search(requests, config), strict=True))
-        broken = [r for r in requests if any(len(ids) > r.limits.cap for ids in found[r.number])]
+        broken = [r for r in requests if any(len(ids) > r.limits.cap for ids, _ in found[r.number])]
         for _, group in groupby(sorted(broken, key=_cap), key=_cap):
             alike = list(group)
             found.update(zip(_numbers(alike), self._search(alike, config), strict=True))
+        each = [found[request.number] for request in requests]
+        if not self.scores and not any(request.limits.prefix for request in requests):
+            return [_ranked(hypotheses, config) for hypotheses in each]
         # Where a prefix leaves nothing to choose, beams of probability 0 repeat it.
-        distinct = [list(dict.fromkeys(map(tuple, found[r.number]))) for r in requests]
+        distinct = [list(dict.fromkeys(ids for ids, _ in hypotheses)) for hypotheses in each]
         return self._scored(requests, distinct, config)
 
     def search_all(
         self, batches: Sequence[Sequence[Request]], config: DecodeConfig
     ) -> list[list[list[Hypothesis]]]:
-        """One after the other: CTranslate2 has threads of its own."""
-        return [self.search(batch, config) for batch in batches]
+        """On a CPU as many batches at a time as there are threads: less time than all threads on each."""
+        pool = ThreadPoolExecutor(min(self.workers, len(batches)) or 1)
+        try:
+            return list(pool.map(lambda batch: self.search(batch, config), batches))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _search(self, requests: Sequence[Request], config: DecodeConfig) -> list[list[list[int]]]:
-        """Ids of each sentence's hypotheses, without EOS.
+    def _search(self, requests: Sequence[Request], config: DecodeConfig) -> list[list[Found]]:
+        """Each sentence's hypotheses.
 
         One step more than the longest has room for would make the hypotheses that differ there alone equal.
         """
         longest = max(map(_cap, requests))
         beam = config.beam if config.search == "beam" else 1
         prefixes = [self._pieces(request.limits.prefix) for request in requests]
+        exponent = EXPONENTS.get(str(config.length_penalty), EXPONENTS["none"])(config.alpha)
         with self._told():
             results = self.translator.translate_batch(
                 [[self.source[i] for i in request.source] for request in requests],
                 prefixes if any(prefixes) else None,
                 beam_size=beam,
                 num_hypotheses=min(config.n_best, beam),
-                length_penalty=EXPONENTS.get(str(config.length_penalty), EXPONENTS["none"])(config.alpha),
+                length_penalty=exponent,
                 disable_unk=True,
                 suppress_sequences=[[self.target[PAD]], [self.target[BOS]]],
                 return_end_token=True,  # length then counts EOS, as ours does
+                return_scores=True,
                 max_input_length=0,
                 max_decoding_length=longest,
                 min_decoding_length=min(config.min_length, longest),
             )
-        return [[self._ids(tokens) for tokens in result.hypotheses] for result in results]
+        return [
+            [
+                (tuple(self._ids(pieces)), score * len(pieces) ** exponent)
+                for pieces, score in zip(result.hypotheses, result.scores, strict=True)
+            ]
+            for result in results
+        ]
 
     def _scored(
         self, requests: Sequence[Request], found: list[list[tuple[int, ...]]], config: DecodeConfig
     ) -> list[list[Hypothesis]]:
         """Hypotheses with their true log p, best first; none of probability 0."""
         pairs = [(request.source, ids) for request, each in zip(requests, found, strict=True) for ids in each]
-        penalty = LENGTH_PENALTIES[str(config.length_penalty)]
         totals = iter([sum(row) for row in self.token_log_probs(pairs)])
-        scored = []
-        for each in found:
-            hypotheses = []
-            for ids in each:
-                total = next(totals)
-                if math.isnan(total):
-                    raise CheckpointError(NOT_NUMBERS)
-                if total > -math.inf:
-                    hypotheses.append(Hypothesis(ids, total, total / penalty(len(ids) + 1, config.alpha)))
-            scored.append(sorted(hypotheses, key=lambda h: -h.score))
-        return scored
+        return [_ranked([(ids, next(totals)) for ids in each], config) for each in found]
 
     def token_log_probs(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         if not pairs:
@@ -185,6 +201,19 @@ class CTranslate2:
             message = f"{self.directory}: its tokenizer has no piece {error}, CTranslate2's vocabulary has"
             raise CheckpointError(f"{message}; export again") from error
         return ids[: ids.index(EOS)] if EOS in ids else ids
+
+
+def _ranked(found: Sequence[Found], config: DecodeConfig) -> list[Hypothesis]:
+    """Hypotheses, best first; none of probability 0."""
+    if any(math.isnan(total) for _, total in found):
+        raise CheckpointError(NOT_NUMBERS)
+    penalty = LENGTH_PENALTIES[str(config.length_penalty)]
+    made = [
+        Hypothesis(ids, total, total / penalty(len(ids) + 1, config.alpha))
+        for ids, total in found
+        if total > -math.inf
+    ]
+    return sorted(made, key=lambda hypothesis: -hypothesis.score)
 
 
 def _cap(request: Request) -> int:

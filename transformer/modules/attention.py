@@ -104,6 +104,14 @@ def softmax(scores: Tensor) -> Tensor:
     return F.pad(scores, (0, missing), value=-torch.inf).softmax(-1)[..., :-missing]
 
 
+def _by_sentence(query: Tensor, sentences: int) -> Tensor:
+    """Rows (R, H, 1, K) that share the keys of `sentences` attend together, as columns: (B, H, R / B, K)."""
+    if len(query) == sentences:
+        return query
+    heads, width = query.shape[1], query.shape[3]
+    return query.transpose(1, 2).reshape(sentences, -1, heads, width).transpose(1, 2)
+
+
 class MultiHeadAttention(nn.Module):
     """softmax(Q K^T / sqrt(K)) V, in H heads, then the output projection.
 
@@ -165,8 +173,7 @@ class MultiHeadAttention(nn.Module):
         if mask is not None and mask.shape[-1] < keys.shape[2]:  # the rest are a cache's columns of zeros
             mask = F.pad(mask, (0, keys.shape[2] - mask.shape[-1]))
         query = query if self.query_norm is None else self.query_norm(query)
-        if len(keys) < len(query):  # rows of one sentence attend together, as columns do
-            query = query.transpose(1, 2).reshape(len(keys), -1, self.heads, query.shape[-1]).transpose(1, 2)
+        query = _by_sentence(query, len(keys))
         attended = attend(query, keys, values, mask, causal, self.dropout)  # (B, H, T, K)
         if self.head_scale is not None:
             attended = attended * self.head_scale[:, None, None].to(attended.dtype)
