@@ -17,8 +17,9 @@ from transformer.core.special import PAD
 from transformer.data.batching import collate
 from transformer.training.trainer import Trainer
 
-# Norm of the difference over the norm: of gradients, in bf16 and in float32; of what an update adds.
-NEAR = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
+# Norm of the difference over the norm: of gradients, in bf16 and in float32; of what an update adds. After
+# some updates of the small shape either way is 1e-4 from the gradients in float64.
+NEAR = {torch.bfloat16: 2e-2, torch.float32: 5e-4}
 SAME_STEP = 1e-2
 
 
