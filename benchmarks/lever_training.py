@@ -135,10 +135,6 @@ def chunk_by_chunk(trainer: Trainer) -> AbstractContextManager[object]:
     return patch.object(loss_module, "_GROUP", 0)
 
 
-def logits_apart(trainer: Trainer) -> AbstractContextManager[object]:
-    return patch.object(loss_module, "makes_kernels", lambda *_: True)
-
-
 def torch_dropout(trainer: Trainer) -> AbstractContextManager[object]:
     return patch.object(Dropout, "forward", lambda self, x: F.dropout(x, self.p, self.training))
 
@@ -149,6 +145,10 @@ def kernel_attention(trainer: Trainer) -> AbstractContextManager[object]:
 
 def short_rows(trainer: Trainer) -> AbstractContextManager[object]:
     return patch.object(attention_module, "softmax", lambda scores: scores.softmax(-1))
+
+
+def lengthening() -> str:
+    return "" if attention_module.has_wide_vectors() else "done with AVX-512 alone"
 
 
 def apart(trainer: Trainer) -> AbstractContextManager[object]:
@@ -200,10 +200,6 @@ def sizes_of_batches(trainer: Trainer) -> Iterator[None]:
 @cache
 def twin(stream: BatchStream) -> BatchStream:
     return copy.copy(stream)
-
-
-def no_logits_in_place() -> str:
-    return "oneDNN makes the logits on this processor" if products_module._prefers_onednn() else ""
 
 
 def no_onednn() -> str:
@@ -261,15 +257,13 @@ LEVERS: dict[str, Lever] = {
     "groups": Lever(
         "gradients of several chunks' logits multiplied at once (against chunk by chunk)", chunk_by_chunk
     ),
-    "in place": Lever(
-        "logits written where they are kept (against new memory for each chunk)",
-        logits_apart,
-        idle=(BF16,),
-        missing=no_logits_in_place,
-    ),
     "dropout": Lever("dropout from random bytes (against torch's)", torch_dropout),
     "attention": Lever("attention written out where it is faster (against torch's kernel)", kernel_attention),
-    "rows": Lever("rows of softmax shorter than a vector are lengthened (against as they are)", short_rows),
+    "rows": Lever(
+        "rows of softmax shorter than a vector are lengthened (against as they are)",
+        short_rows,
+        missing=lengthening,
+    ),
     "projections": Lever("queries, keys and values as one product (against one each)", apart),
     "products": Lever(
         "large products by oneDNN (against torch's default)", other_products, idle=(BF16,), missing=no_onednn

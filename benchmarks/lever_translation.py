@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.lever_setting import Setting, Task
+from benchmarks.lever_training import lengthening
 from transformer.decoding import beam as beam_module
 from transformer.decoding import cache as cache_module
 from transformer.decoding import columns as columns_module
@@ -229,7 +230,11 @@ LEVERS: dict[str, Lever] = {
     "written out": Lever(
         "attention written out where it is faster (against torch's kernel)", kernel_attention
     ),
-    "rows": Lever("rows of softmax shorter than a vector are lengthened (against as they are)", short_rows),
+    "rows": Lever(
+        "rows of softmax shorter than a vector are lengthened (against as they are)",
+        short_rows,
+        missing=lambda setting: lengthening(),
+    ),
     "log p": Lever(
         "log-probabilities of some rows at a time, where the last were (against all at once, in new memory)",
         all_logits_at_once,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from transformer.modules import attention as attention_module
 from transformer.modules.attention import MultiHeadAttention, attend, softmax
 from transformer.modules.dropout import Dropout
 from transformer.modules.embeddings import Embedding, LearnedPositions, SinusoidalPositions, sinusoids
@@ -32,8 +33,12 @@ def test_attention_is_softmax_of_scaled_products_head_by_head() -> None:
     torch.testing.assert_close(attention(x, memory, mask), expected)
 
 
+@pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("columns", [1, 2, 7, 15, 16, 17])
-def test_the_softmax_of_short_rows_is_torchs(columns: int) -> None:
+def test_the_softmax_of_short_rows_is_torchs(
+    columns: int, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_module, "has_wide_vectors", lambda: wide)
     draws = torch.Generator().manual_seed(columns)
     scores = torch.randn(2, 3, 4, columns, generator=draws).mul_(3)
     scores[0, 0, 0, : columns // 2] = torch.finfo(scores.dtype).min  # may not be attended to

@@ -14,13 +14,13 @@ from .dropout import Dropout
 from .masks import causal_mask
 from .norms import NormCache, NormFactory, at_least_float32
 from .packed import PackedProducts
-from .products import Linear, linear
+from .products import Linear, has_wide_vectors, linear
 from .qk_norm import QKNorms
 
 KeysValues = tuple[Tensor, Tensor]
 
 _FEW_SCORES = 2048  # of a head: up to so many torch's kernel is not faster; beyond, it saves their memory
-_VECTOR = 16  # float32 numbers in a processor's widest
+_VECTOR = 16  # float32 numbers in a vector of AVX-512
 
 
 class Cache(Protocol):
@@ -94,12 +94,13 @@ def _faster_written_out(query: Tensor, keys: Tensor) -> bool:
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """`scores.softmax(-1)`, with rows shorter than a vector made one by -inf.
+    """`scores.softmax(-1)`, with AVX-512 rows shorter than a vector made one by -inf.
 
-    torch's CPU kernel goes through shorter rows number by number, which takes several times as long.
+    torch's kernel goes through shorter rows number by number, which takes several times as long there; with
+    AVX2, whose vectors are half as long, nothing is gained (benchmarks/levers.py).
     """
     missing = 0 if torch.compiler.is_compiling() else _VECTOR - scores.shape[-1]
-    if missing <= 0 or scores.device.type != "cpu":
+    if missing <= 0 or scores.device.type != "cpu" or not has_wide_vectors():
         return scores.softmax(-1)
     return F.pad(scores, (0, missing), value=-torch.inf).softmax(-1)[..., :-missing]
 

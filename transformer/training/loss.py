@@ -144,9 +144,7 @@ def _in_chunks(
     converted = product != exact  # else logits need no room of their own
     wide = inputs.new_empty(chunk if converted else 0, len(matrix))
     kept = low.new_empty(group, len(matrix))
-    in_place = converted or not makes_kernels(product, inputs.device)
-    # Transposed once, or each product would.
-    columns = projection.T.contiguous() if in_place and inputs.device.type == "cpu" else projection.T
+    columns = projection.T.contiguous() if converted else projection.T  # or each product would
     for first in range(0, len(inputs), max(group, 1)):
         rows = slice(first, first + group)
         gradient = kept[: len(low[rows])]
@@ -154,12 +152,10 @@ def _in_chunks(
             narrow = gradient[start : start + chunk]
             part = slice(first + start, first + start + len(narrow))
             target = targets[part, None]
-            if in_place:
-                logits = torch.mm(low[part], columns, out=narrow)
+            if converted:
+                logits = wide[: len(narrow)].copy_(torch.mm(low[part], columns, out=narrow))
             else:
                 logits = multiply(low[part], columns.T)
-            if converted:
-                logits = wide[: len(narrow)].copy_(logits)
             target_logit[part] = logits.gather(1, target).squeeze(1)
             largest = logits.amax(1)
             p = torch.softmax(logits, 1, out=logits if converted else narrow)
