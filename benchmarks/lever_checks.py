@@ -32,6 +32,7 @@ def put_back(trainer: Trainer) -> Iterator[None]:
     }
     progress = copy.deepcopy(trainer.progress)
     trainer.model.eval()
+    trainer.progress.update = 1  # the first is probed, for which no compiled model is taken
     try:
         yield
     finally:
