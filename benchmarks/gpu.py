@@ -1,4 +1,4 @@
-"""What a GPU gets out of this toolkit, in one call of about ten minutes; exits 1 on a wrong number.
+"""What a GPU gets out of this toolkit, in one call of under ten minutes; exits 1 on a wrong number.
 
     python benchmarks/gpu.py --json gpu.json      # in the checkout, where data/multi30k may be
     python benchmarks/gpu.py --device cpu --tiny --no-compile    # the same code in seconds
@@ -220,8 +220,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--minutes",
         type=float,
-        default=8.0,
-        help="nothing begins after so long, and the training takes no more updates (default: 8)",
+        default=7.0,
+        help="nothing begins after so long, and the training takes no more updates (default: 7)",
     )
     parser.add_argument("--train-minutes", type=float, default=2.0, help="of the training (default: 2)")
     parser.add_argument(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 import sys
+from itertools import islice
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, get_ident
 from typing import Any
 from unittest.mock import patch
 
@@ -230,28 +231,36 @@ def test_hypotheses_keep_their_limits_and_have_the_models_log_p(
 
 
 class Both:
-    """A translator that begins with a batch when another is there to be begun with."""
+    """A translator to which each thread comes first when another one does."""
 
     def __init__(self, translator: Any) -> None:
-        self.translator, self.met = translator, Barrier(2)
+        self.translator, self.met, self.came = translator, Barrier(2), set[int]()
 
     def translate_batch(self, *words: Any, **options: Any) -> Any:
-        self.met.wait(timeout=20)
+        if get_ident() not in self.came:
+            self.came.add(get_ident())
+            self.met.wait(timeout=20)
         return self.translator.translate_batch(*words, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.translator, name)
 
 
-def test_with_two_threads_two_batches_are_searched_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cuts", [[1, 1, 1, 1], [4], [3]], ids=str)
+def test_with_two_threads_two_batches_or_parts_are_searched_at_a_time(
+    cuts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_model(fold(model_of(), ROWS), VOCABULARY, VOCABULARY, tmp_path)
     engine = CTranslate2(tmp_path, VOCABULARY, VOCABULARY, positions=ROWS, threads=2)
-    batches, decode = [[request] for request in requests(8)[:4]], DecodeConfig(beam=2)
+    asked, decode = iter(requests(8)), DecodeConfig(beam=2)
+    batches = [list(islice(asked, size)) for size in cuts]
     alone = [engine.search(batch, decode) for batch in batches]
     monkeypatch.setattr(engine, "translator", Both(engine.translator))
-    assert engine.search_all(batches, decode) == alone
+    found = engine.search_all(batches, decode)
+    assert [[h.tokens for each in b for h in each] for b in found] == [
+        [h.tokens for each in b for h in each] for b in alone
+    ]
+    assert [len(b) for b in found] == cuts
     assert engine.search_all([], decode) == []
 
 
@@ -264,7 +273,7 @@ def test_an_error_in_one_batch_of_several_is_that_of_all(
     search = engine.search
 
     def failing(batch: list[Request], config: DecodeConfig) -> Any:
-        if batch is batches[1]:
+        if batch == batches[1]:
             raise CheckpointError("the second")
         return search(batch, config)
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -20,6 +21,8 @@ from ..decoding.penalties import LENGTH_PENALTIES
 from ..decoding.ranking import NOT_NUMBERS
 from .conversion import ctranslate2
 
+T = TypeVar("T")
+_NOTHING = object()
 Found = tuple[tuple[int, ...], float]  # ids without EOS, and log p as CTranslate2's search has it
 
 # CTranslate2 divides log p by length^exponent; the exponent that is our penalty of that alpha.
@@ -134,12 +137,15 @@ class CTranslate2:
     def search_all(
         self, batches: Sequence[Sequence[Request]], config: DecodeConfig
     ) -> list[list[list[Hypothesis]]]:
-        """On a CPU as many batches at a time as there are threads: less time than all threads on each."""
-        pool = ThreadPoolExecutor(min(self.workers, len(batches)) or 1)
+        """On a CPU as many at a time as there are threads, in parts where batches are fewer."""
+        each = -(-self.workers // max(len(batches), 1))
+        parts = [batch[i::each] for batch in batches for i in range(each)]
+        pool = ThreadPoolExecutor(min(self.workers, len(parts)) or 1)
         try:
-            return list(pool.map(lambda batch: self.search(batch, config), batches))
+            found = list(pool.map(lambda part: self.search(part, config) if part else [], parts))
         finally:
             pool.shutdown(cancel_futures=True)
+        return [_woven(found[i : i + each]) for i in range(0, len(found), each)]
 
     def _search(self, requests: Sequence[Request], config: DecodeConfig) -> list[list[Found]]:
         """Each sentence's hypotheses.
@@ -214,6 +220,12 @@ def _ranked(found: Sequence[Found], config: DecodeConfig) -> list[Hypothesis]:
         if total > -math.inf
     ]
     return sorted(made, key=lambda hypothesis: -hypothesis.score)
+
+
+def _woven(parts: Sequence[list[T]]) -> list[T]:
+    """What was dealt out in turn, in order again: part i has items i, i + n, i + 2n, ... of n parts."""
+    woven = zip_longest(*parts, fillvalue=_NOTHING)
+    return [item for items in woven for item in items if item is not _NOTHING]  # type: ignore[misc]
 
 
 def _cap(request: Request) -> int:

@@ -144,7 +144,8 @@ def _in_chunks(
     converted = product != exact  # else logits need no room of their own
     wide = inputs.new_empty(chunk if converted else 0, len(matrix))
     kept = low.new_empty(group, len(matrix))
-    columns = projection.T.contiguous() if converted else projection.T  # or each product would
+    # Transposed once, or each product would; on a CPU.
+    columns = projection.T.contiguous() if converted and low.device.type == "cpu" else projection.T
     for first in range(0, len(inputs), max(group, 1)):
         rows = slice(first, first + group)
         gradient = kept[: len(low[rows])]
