@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ import transformer.cli.export as command
 from transformer.cli.export import main as export
 from transformer.cli.train import main as train
 from transformer.cli.translate import main as translate
+from transformer.export.directory import open_export
 from transformer.export.manifest import read_manifest
 from transformer.export.verification import Agreement
 
@@ -88,6 +90,26 @@ def test_n_best_prefixes_and_a_reference_work_as_with_a_run(
         assert len(scores) == 3
         assert scores == sorted(scores, reverse=True)
         assert all(h["text"].startswith("rot") for h in line["hypotheses"])
+
+
+@pytest.mark.parametrize(
+    ("options", "scores", "together"),
+    [
+        ([], False, True),
+        (["--json"], True, True),
+        (["--set", "decode.chunk_lines=1"], False, False),
+        (["--score", "TARGET", "--max-length", "40"], False, False),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_threads_and_scores_are_there_for_what_is_asked(
+    options: list[str], scores: bool, together: bool, exported: Path, folder: Path
+) -> None:
+    """Line by line, and where pairs are scored, all threads work on one batch."""
+    given = [option.replace("TARGET", str(folder / "valid.de")) for option in options]
+    with patch("transformer.cli.translate.open_export", wraps=open_export) as opened:
+        assert translate([str(exported), "--input", str(folder / "valid.en"), *SERVED, *given]) == 0
+    assert opened.call_args.kwargs == {"scores": scores, "together": together}
 
 
 def test_a_line_beyond_the_table_of_positions_is_translated_in_part_and_reported(

@@ -133,7 +133,7 @@ def _write(
         write_model(plain, tokenizers[0].vocabulary, tokenizers[1].vocabulary, folder, made)
         facts["quantization"] = made
         write_manifest(folder, facts)
-        engine = open_export(folder).engine
+        engine = open_export(folder, together=False).engine
         agreement = lines.agreement(engine)
         say(f"{name}: {agreement}")
         facts[name] = agreement.to_dict()

@@ -152,7 +152,7 @@ def _ctranslate2(arguments: argparse.Namespace, config: DecodeConfig) -> LineTra
         pick_device(arguments.device),
         arguments.threads,
         scores=arguments.json,
-        together=config.chunk_lines > 1,
+        together=config.chunk_lines > 1 and arguments.score is None,
     )
     return LineTranslator(served.engine, served.source_tokenizer, served.target_tokenizer, config)
 
