@@ -42,7 +42,7 @@ PARTS = (
     ("rows moved", ("index", "gather", "scatter", "cat", "stack")),
     ("norms, activation", ("layer_norm", "relu", "gelu", "silu")),
     (FORMATTING, ("copy", "clone", "reshape", "to", "pad", "fill", "mul", "add", "div", "round")),
-    (FORMATTING, ("abs", "amax", "clamp", "reciprocal", "sub")),
+    (FORMATTING, ("abs", "amax", "clamp", "reciprocal", "sub", "xor")),
 )
 
 

@@ -31,7 +31,7 @@ from transformer.modules import attention as attention_module
 from transformer.modules import int8 as int8_module
 from transformer.modules import packed as packed_module
 from transformer.modules.attention import KeysValues
-from transformer.modules.int8 import has_scaling
+from transformer.modules.int8 import ways
 from transformer.modules.products import has_wide_vectors
 
 Switch = Callable[[], AbstractContextManager[object]]
@@ -120,7 +120,7 @@ def all_logits_at_once() -> AbstractContextManager[object]:
 
 
 def int8_by_float32() -> AbstractContextManager[object]:
-    return patch.object(int8_module, "has_scaling", lambda: False)
+    return patch.object(int8_module, "ways", tuple)
 
 
 def by_topk() -> AbstractContextManager[object]:
@@ -210,7 +210,7 @@ def int8(setting: Setting) -> str:
 
 
 def int8_scaling(setting: Setting) -> str:
-    return int8(setting) or ("" if has_scaling() else "torch has no such product here")
+    return int8(setting) or ("" if ways() else "torch has no such product here")
 
 
 LEVERS: dict[str, Lever] = {

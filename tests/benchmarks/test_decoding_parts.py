@@ -22,7 +22,7 @@ from benchmarks.decoding_parts import (
 )
 from benchmarks.parts import Counted
 from transformer import Transformer
-from transformer.modules.int8 import has_scaling, int8_product
+from transformer.modules.int8 import int8_product, ways
 from transformer.modules.products import has_onednn
 
 V, D, ROW = 50, 16, torch.tensor([1])
@@ -55,7 +55,7 @@ def test_an_operator_belongs_to_one_part(work: Any, part: str, inference: bool) 
         assert seen.parts[part].operations == 2 * 8 * D * (V if part == OF_VOCABULARY else D)
 
 
-@pytest.mark.skipif(not has_scaling(), reason="this torch has no such product here")
+@pytest.mark.skipif(not ways(), reason="this torch has no such product here")
 def test_products_of_whole_numbers_are_counted() -> None:
     product = int8_product(torch.randn(V, D), None)
     with Counted(partial(part_of, V)) as seen:

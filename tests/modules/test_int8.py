@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from transformer import Transformer
 from transformer.core.errors import ConfigError
 from transformer.decoding import engine
 from transformer.modules import int8
-from transformer.modules.int8 import int8_product, rounded
+from transformer.modules.int8 import Way, int8_product, rounded, ways
 from transformer.modules.packed import PackedLinear, PackedProducts
 
 
@@ -24,22 +26,36 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     )  # rows of very different sizes
 
 
+FLOAT32 = Way(127, int8._by_float32)
+HERE = [*ways(), FLOAT32]  # those of this processor and torch
+
+
+@pytest.fixture(params=HERE, ids=lambda way: f"{way.largest}-{'float32' if way is FLOAT32 else 'onednn'}")
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
+    """Products are made by this one."""
+    monkeypatch.setattr(int8, "ways", lambda: (request.param,))
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_product_is_that_of_the_rounded_numbers(bias: bool) -> None:
+def test_the_product_is_that_of_the_rounded_numbers(bias: bool, way: Way) -> None:
     x, weight, shift = drawn(7, 24), drawn(40, 24, seed=1), torch.randn(40) if bias else None
     ours = int8_product(weight, shift)(x.view(1, 7, 24))
-    xs, ws = (m.abs().amax(1, keepdim=True).numpy().astype(np.float64) / 127 for m in (x, weight))
+    xs, ws = (
+        m.abs().amax(1, keepdim=True).numpy().astype(np.float64) / largest
+        for m, largest in ((x, 127), (weight, way.largest))
+    )
     whole = [np.rint(m.numpy() / s).astype(np.int64) for m, s in ((x, xs), (weight, ws))]
     expected = (whole[0] @ whole[1].T) * xs * ws.T + (0 if shift is None else shift.numpy())
     assert ours.shape == (1, 7, 40)
     np.testing.assert_allclose(ours[0].numpy(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def test_it_is_as_near_to_the_product_as_rounding_allows() -> None:
+def test_it_is_as_near_to_the_product_as_rounding_allows(way: Way) -> None:
     """Each factor is off by half a step at most, so: sum of |w| s_x / 2 + |x| s_w / 2 + s_x s_w / 4."""
     x, weight = drawn(16, 96), drawn(33, 96, seed=1)
     error = (int8_product(weight, None)(x) - x @ weight.T).abs()
-    x_step, w_step = (m.abs().amax(1) / 127 for m in (x, weight))
+    x_step, w_step = x.abs().amax(1) / 127, weight.abs().amax(1) / way.largest
     bound = (
         weight.abs().sum(1) * x_step[:, None] / 2
         + x.abs().sum(1)[:, None] * w_step / 2
@@ -52,27 +68,53 @@ def test_it_is_as_near_to_the_product_as_rounding_allows() -> None:
 @pytest.mark.parametrize("terms", [1, 2, 3, 5, 17])
 @pytest.mark.parametrize("columns", [1, 2, 7, 33])
 @pytest.mark.parametrize("rows", [1, 2, 19])
-def test_products_of_every_shape_are_right(rows: int, terms: int, columns: int) -> None:
-    """Whole numbers with 127 in each row are what rounding makes of them, so the product is exact."""
-    x, weight = (torch.randint(-126, 127, size).float() for size in ((rows, terms), (columns, terms)))
-    x[:, 0] = weight[:, 0] = 127
+def test_products_of_every_shape_are_right(rows: int, terms: int, columns: int, way: Way) -> None:
+    """Whole numbers with the largest in each row are what rounding makes of them, so the product is exact."""
+    x = torch.randint(-126, 127, (rows, terms)).float()
+    weight = torch.randint(1 - way.largest, way.largest, (columns, terms)).float()
+    x[:, 0], weight[:, 0] = 127, way.largest
     torch.testing.assert_close(int8_product(weight, None)(x), x @ weight.T, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1), (1, 8, 3), (7, 24, 40), (19, 256, 33), (64, 300, 96), (3, 1041, 5), (2, 5000, 7)]
 )
-def test_with_and_without_onednn_s_scaling_it_is_the_same(shape: tuple[int, int, int]) -> None:
-    """The sums are the same whole numbers, and each is multiplied by the same scale."""
+def test_sums_are_exact_and_multiplied_once_by_the_scale(shape: tuple[int, int, int], way: Way) -> None:
+    """The sums are the same whole numbers by every way, of the largest numbers too."""
     rows, terms, columns = shape
-    x, weight = (
-        torch.randint(-127, 128, size, dtype=torch.int8) for size in ((rows, terms), (columns, terms))
-    )
-    scales = torch.rand(columns)
-    expected = (x.double() @ weight.double().T) * scales
-    ways = [int8._by_float32] + [int8._by_onednn] * int8.has_scaling()
-    for way in ways:
-        torch.testing.assert_close(way(weight, scales)(x).double(), expected, rtol=3e-7, atol=0)
+    for x_least, w_least in ((-127, -way.largest), (127, way.largest)):
+        x = torch.randint(x_least, 128, (rows, terms), dtype=torch.int8)
+        weight = torch.randint(w_least, way.largest + 1, (columns, terms), dtype=torch.int8)
+        weight[::2] *= -1
+        scales = torch.rand(columns)
+        expected = (x.double() @ weight.double().T) * scales
+        torch.testing.assert_close(way.scaled(weight, scales)(x).double(), expected, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("cut", [2**15 - 1, 2**31 - 1])
+def test_a_way_is_taken_where_its_sums_are_exact(cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that takes x + 128, adds two products at a time, and cuts them at 16 or 32 bits."""
+    monkeypatch.setattr(int8, "_by_onednn", lambda unsigned, whole, scales: partial(kernel, whole, scales))
+
+    def kernel(whole: torch.Tensor, scales: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        pairs = ((rows + 128)[:, None] * whole).unflatten(-1, (-1, 2)).sum(-1)
+        return (pairs.clamp(-cut, cut).sum(-1) - 128 * whole.sum(-1)) * scales
+
+    found = int8.ways.__wrapped__()
+    assert [way.largest for way in found] == ([127, 64] if cut > 2**15 else [64])
+
+
+def test_a_torch_without_the_kernel_has_no_such_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(int8, "_by_onednn", missing)
+    assert int8.ways.__wrapped__() == ()
+
+
+def test_sums_too_long_for_32_bits_are_of_float32() -> None:
+    assert int8.way_for(133_145) == FLOAT32
+    assert int8.way_for(133_144) == HERE[0]
 
 
 LARGEST = float(torch.finfo(torch.float32).max)
@@ -104,7 +146,7 @@ def test_rows_of_any_magnitude_give_the_right_number(
     x, weight = matrix(rows), matrix(columns)
     shift = torch.randn(len(weight), generator=generator) if bias else None
     ours = int8_product(weight, shift)(x).double()
-    (x_whole, x_scales), (w_whole, w_scales) = rounded(x), rounded(weight)
+    (x_whole, x_scales), (w_whole, w_scales) = rounded(x), rounded(weight, int8.way_for(terms).largest)
     expected = x_whole.double() @ w_whole.double().T * x_scales.double() * w_scales.double().T
     expected = expected if shift is None else expected + shift.double()
     right = (ours - expected).abs() <= 1e-6 * (expected.abs() + (0 if shift is None else 9)) + 1e-44
@@ -125,8 +167,8 @@ def test_of_weights_beyond_reason_a_number_is_right_or_infinite(row: float, colu
 
 
 @pytest.mark.parametrize("terms", [1_040, 1_041, 133_144, 133_145, 300_000])
-def test_a_sum_of_any_length_is_right(terms: int) -> None:
-    """All 127 of one sign: of their products float32 holds 1,040 exactly, and 32 bits hold 133,144."""
+def test_a_sum_of_any_length_is_right(terms: int, way: Way) -> None:
+    """All the largest, of one sign: float32 holds 1,040 of their products exactly, 32 bits 133,144."""
     x = torch.ones(3, terms)
     x[1, ::2] = -1
     weight = torch.ones(2, terms)
@@ -144,7 +186,7 @@ def test_sums_in_float32_are_rounded_once(terms: int) -> None:
     assert torch.equal(made, (rows @ weight.T).float())
 
 
-def test_a_row_depends_on_no_other_row() -> None:
+def test_a_row_depends_on_no_other_row(way: Way) -> None:
     x, product = drawn(9, 32), int8_product(drawn(20, 32, seed=1), torch.randn(20))
     for row in range(9):
         assert torch.equal(product(x)[row], product(x[row : row + 1])[0])
@@ -154,11 +196,14 @@ def test_zeros_are_zeros_and_the_largest_is_whole() -> None:
     whole, scales = rounded(torch.tensor([[0.0, 0.0], [-3.0, 1.0], [1e-45, 0.0]]))
     assert whole.tolist()[:2] == [[0, 0], [-127, 42]]
     assert torch.isfinite(whole * scales).all()
+    assert rounded(torch.tensor([[2.0, -1.0, 0.0]]), 64)[0].tolist() == [[64, -32, 0]]
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("small", ["x", "weight"])
-def test_rows_of_zeros_and_of_tiny_magnitudes_are_off_by_half_a_step_at_most(small: str, bias: bool) -> None:
+def test_rows_of_zeros_and_of_tiny_magnitudes_are_off_by_half_a_step_at_most(
+    small: str, bias: bool, way: Way
+) -> None:
     """A step is a 127th of the row's largest magnitude, at least the smallest normal number: 1.2e-38."""
     magnitudes = torch.tensor([0.0, 1e-45, 1e-40, 1e-38, 3e-38, 1e-37, 1e-36, 1e-35, 1.0])
     tiny = magnitudes[:, None] * torch.tensor([1.0, 0.8, -0.3, 0.1])
@@ -167,7 +212,9 @@ def test_rows_of_zeros_and_of_tiny_magnitudes_are_off_by_half_a_step_at_most(sma
     shift = 1e-8 * torch.arange(1.0, len(weight) + 1) if bias else None
     ours = int8_product(weight, shift)(x).double().numpy()
     x, weight = x.double().numpy(), weight.double().numpy()
-    steps = [np.maximum(np.abs(m).max(1) / 127, 2.0**-126) for m in (x, weight)]
+    steps = [
+        np.maximum(np.abs(m).max(1) / largest, 2.0**-126) for m, largest in ((x, 127), (weight, way.largest))
+    ]
     bound = (
         np.outer(steps[0], np.abs(weight).sum(1)) / 2
         + np.outer(np.abs(x).sum(1), steps[1]) / 2
@@ -180,7 +227,7 @@ def test_rows_of_zeros_and_of_tiny_magnitudes_are_off_by_half_a_step_at_most(sma
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_so(broken: float) -> None:
+def test_what_is_not_finite_stays_so(broken: float, way: Way) -> None:
     x = torch.ones(2, 8)
     x[0, 3] = broken
     made = int8_product(torch.randn(5, 8), None)(x)

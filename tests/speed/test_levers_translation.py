@@ -206,8 +206,7 @@ def test_off_int8_weights_are_as_they_were(setting: Setting, monkeypatch: pytest
         ordered.append(True)
         return int8._by_float32(whole, scales)
 
-    monkeypatch.setattr(int8, "has_scaling", lambda: True)
-    monkeypatch.setattr(int8, "_by_onednn", told)
+    monkeypatch.setattr(int8, "ways", lambda: (int8.Way(127, told),))
     task = setting.task("int8")
     for switch in (lever_translation.LEVERS["int8 order"].off, nullcontext):
         assert not ordered

@@ -1,14 +1,16 @@
 """Matrix products in 8-bit integers, for inference on a CPU.
 
-Each row of x and each row of W is rounded to whole numbers from -127 to 127, its largest magnitude being 127;
-products and sums of those are exact integers, which the two rows' scales make numbers again. A row's result
-depends on no other row. Source: Dettmers et al. 2022, arXiv 2208.07339, section 2.1 (vector-wise scales).
+Each row of x and each row of W is rounded to whole numbers by a scale of its own: x to 8 bits, W to 8 or 7,
+as the processor multiplies them exactly (`ways`). Sums of their products are exact integers, which the two
+rows' scales make numbers again. A row's result depends on no other row. Source: Dettmers et al. 2022, arXiv
+2208.07339, section 2.1 (vector-wise scales).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -16,6 +18,19 @@ from torch import Tensor
 _LARGEST = 127
 _TERMS = (2**31 - 1) // _LARGEST**2  # of a sum that fits into 32 bits whatever the numbers: 133,144
 _EXACT = 2**24 // _LARGEST**2  # of a sum that float32 holds exactly, in any order: 1,040
+
+Scaled = Callable[[Tensor], Tensor]  # whole numbers (R, K), int8 or float32 -> float32 (R, N)
+
+
+@dataclass(frozen=True)
+class Way:
+    """Exact products of whole numbers from -127 to 127 with W's, which are from -largest to largest.
+
+    `scaled(W, s)`, of W (N, K) and the scales (N,) of its rows: X (R, K) -> X W^T s (R, N) in float32.
+    """
+
+    largest: int
+    scaled: Callable[[Tensor, Tensor], Scaled]
 
 
 def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -25,10 +40,11 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tens
     float32 does not hold, and perhaps those of a row of W with magnitudes above 1e31, as its scale is
     multiplied by first.
     """
-    whole, of_columns = rounded(weight.detach())
+    way = way_for(weight.shape[1])
+    whole, of_columns = rounded(weight.detach(), way.largest)
     outputs = len(whole)
     bias = None if bias is None else bias.detach().clone()
-    scaled = scaled_product(whole, of_columns.squeeze(1))
+    scaled = way.scaled(whole, of_columns.squeeze(1))
 
     def product(x: Tensor) -> Tensor:
         rows, of_rows = rounded(x.reshape(-1, x.shape[-1]))
@@ -42,23 +58,27 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tens
     return product
 
 
-def scaled_product(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
-    """Whole numbers (R, K) -> float32 (R, N): products with W (N, K), times the scales (N,) of its rows.
+def way_for(terms: int) -> Way:
+    """For sums of so many: the first of oneDNN's `ways` that is exact, else float32's, at its speed."""
+    return ways()[0] if ways() and terms <= _TERMS else Way(_LARGEST, _by_float32)
 
-    Both may be int8 or float32. Sums are exact: by the processor's products of 8-bit integers where torch has
-    them, else in float32, at its speed.
+
+def _by_onednn(unsigned: bool, whole: Tensor, scales: Tensor) -> Scaled:
+    """One pass makes the sums and scales them; W is ordered for the kernel once.
+
+    `unsigned`: x goes to it as x + 128 in 8 bits without sign, and the kernel takes off what this adds.
     """
-    suited = has_scaling() and whole.shape[1] <= _TERMS
-    return (_by_onednn if suited else _by_float32)(whole, scales)
-
-
-def _by_onednn(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
-    """One pass makes the sums and scales them; W is ordered for the kernel once."""
     packed = torch.ops.onednn.qlinear_prepack(whole.to(torch.int8), None)
     settings = packed, scales, torch.zeros(len(whole), dtype=torch.int32), None, 1.0, 0, torch.float32
-    return lambda rows: torch.ops.onednn.qlinear_pointwise(
-        rows.to(torch.int8), 1.0, 0, *settings, "none", [], ""
-    )
+
+    def product(rows: Tensor) -> Tensor:
+        rows, zero = rows.to(torch.int8), 0
+        if unsigned:
+            rows, zero = rows.view(torch.uint8) ^ 128, 128  # with the highest bit flipped: 128 more
+        made: Tensor = torch.ops.onednn.qlinear_pointwise(rows, 1.0, zero, *settings, "none", [], "")
+        return made
+
+    return product
 
 
 def _by_float32(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
@@ -76,25 +96,37 @@ def _by_float32(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
     return product
 
 
-def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+def rounded(x: Tensor, largest: int = _LARGEST) -> tuple[Tensor, Tensor]:
     """X (R, N) -> whole numbers (R, N) in its format and the scales (R, 1) that they are to be multiplied by.
 
-    No scale is below the smallest normal number: of rows below 1.5e-36 the largest magnitude is not 127.
+    The largest magnitude of a row is `largest`. No scale is below the smallest normal number: of rows below
+    1.5e-36 it is less.
     """
     tiny = torch.finfo(torch.float32).tiny
-    scales = x.abs().amax(-1, keepdim=True).clamp_min_(tiny * _LARGEST).div_(_LARGEST)
+    scales = x.abs().amax(-1, keepdim=True).clamp_min_(tiny * largest).div_(largest)
     return (x * scales.reciprocal()).round_(), scales
 
 
 @cache
-def has_scaling() -> bool:
-    """Has this torch exact products of 8-bit integers here, which scale their sums?
+def ways() -> tuple[Way, ...]:
+    """Those of oneDNN whose sums are exact here, the better first, as the largest numbers tell.
 
-    Asked by the largest numbers there are: with AVX2 sums of two products are cut at 16 bits.
+    Products of 8-bit integers (VNNI, AMX) are exact. With AVX2 each sum of two products is cut at 16 bits, so
+    W has 7 bits: 2 x 255 x 64 is below 2^15.
     """
-    ones = torch.full((32, 96), float(_LARGEST))
+    return tuple(
+        way
+        for way in (Way(_LARGEST, partial(_by_onednn, False)), Way(64, partial(_by_onednn, True)))
+        if _is_exact(way)
+    )
+
+
+def _is_exact(way: Way) -> bool:
+    rows = torch.full((32, 96), float(_LARGEST))
+    whole = torch.full((32, 96), float(way.largest))
+    whole[::2] *= -1
     try:
-        made = _by_onednn(-ones, torch.full((32,), 0.5))(ones)
+        made = way.scaled(whole, torch.full((32,), 0.5))(rows)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
-    return made.dtype == torch.float32 and bool((made == -96 * _LARGEST**2 / 2).all())
+    return made.dtype == torch.float32 and torch.equal(made, rows @ whole.T / 2)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..modules.int8 import scaled_product
+from ..modules.int8 import way_for
 from ..modules.products import multiply
 
 # rows, inner, columns of a product: as a feed-forward's, and as large as products get
@@ -52,7 +52,7 @@ def measure_ceilings(device: torch.device, dtypes: Sequence[torch.dtype], second
 def _products(one: Tensor, other: Tensor) -> Sequence[Callable[[], Tensor]]:
     """The ways to multiply one (rows, inner) by other (columns, inner), of which the fastest counts."""
     if one.dtype == torch.int8:
-        return [partial(scaled_product(other, torch.ones(len(other))), one)]
+        return [partial(way_for(other.shape[1]).scaled(other, torch.ones(len(other))), one)]
     ways: list[Callable[[], Tensor]] = [partial(F.linear, one, other)]
     return [*ways, partial(multiply, one, other)] if one.dtype == torch.float32 else ways
 
