@@ -30,7 +30,7 @@ FLOAT32 = Way(127, int8._by_float32)
 HERE = [*ways(), FLOAT32]  # those of this processor and torch
 
 
-@pytest.fixture(params=HERE, ids=lambda way: f"{way.largest}-{'float32' if way is FLOAT32 else 'onednn'}")
+@pytest.fixture(params=HERE, ids=lambda way: way.scaled.__name__)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
     """Products are made by this one."""
     monkeypatch.setattr(int8, "ways", lambda: (request.param,))
@@ -94,21 +94,23 @@ def test_sums_are_exact_and_multiplied_once_by_the_scale(shape: tuple[int, int, 
 @pytest.mark.parametrize("cut", [2**15 - 1, 2**31 - 1])
 def test_a_way_is_taken_where_its_sums_are_exact(cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that takes x + 128, adds two products at a time, and cuts them at 16 or 32 bits."""
-    monkeypatch.setattr(int8, "_by_onednn", lambda unsigned, whole, scales: partial(kernel, whole, scales))
 
     def kernel(whole: torch.Tensor, scales: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         pairs = ((rows + 128)[:, None] * whole).unflatten(-1, (-1, 2)).sum(-1)
         return (pairs.clamp(-cut, cut).sum(-1) - 128 * whole.sum(-1)) * scales
 
+    for name in ("_by_onednn", "_by_fbgemm"):
+        monkeypatch.setattr(int8, name, lambda whole, scales: partial(kernel, whole, scales))
     found = int8.ways.__wrapped__()
     assert [way.largest for way in found] == ([127, 64] if cut > 2**15 else [64])
 
 
-def test_a_torch_without_the_kernel_has_no_such_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_without_the_kernels_has_no_such_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> None:
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(int8, "_by_onednn", missing)
+    for name in ("_by_onednn", "_by_fbgemm"):
+        monkeypatch.setattr(int8, name, missing)
     assert int8.ways.__wrapped__() == ()
 
 

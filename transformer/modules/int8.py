@@ -8,9 +8,10 @@ rows' scales make numbers again. A row's result depends on no other row. Source:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -59,26 +60,26 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tens
 
 
 def way_for(terms: int) -> Way:
-    """For sums of so many: the first of oneDNN's `ways` that is exact, else float32's, at its speed."""
+    """For sums of so many: the first of `ways`, else float32's, at its speed."""
     return ways()[0] if ways() and terms <= _TERMS else Way(_LARGEST, _by_float32)
 
 
-def _by_onednn(unsigned: bool, whole: Tensor, scales: Tensor) -> Scaled:
-    """One pass makes the sums and scales them; W is ordered for the kernel once.
-
-    `unsigned`: x goes to it as x + 128 in 8 bits without sign, and the kernel takes off what this adds.
-    """
+def _by_onednn(whole: Tensor, scales: Tensor) -> Scaled:
+    """One pass makes the sums and scales them; W is ordered for the kernel once."""
     packed = torch.ops.onednn.qlinear_prepack(whole.to(torch.int8), None)
     settings = packed, scales, torch.zeros(len(whole), dtype=torch.int32), None, 1.0, 0, torch.float32
+    return lambda rows: torch.ops.onednn.qlinear_pointwise(
+        rows.to(torch.int8), 1.0, 0, *settings, "none", [], ""
+    )
 
-    def product(rows: Tensor) -> Tensor:
-        rows, zero = rows.to(torch.int8), 0
-        if unsigned:
-            rows, zero = rows.view(torch.uint8) ^ 128, 128  # with the highest bit flipped: 128 more
-        made: Tensor = torch.ops.onednn.qlinear_pointwise(rows, 1.0, zero, *settings, "none", [], "")
-        return made
 
-    return product
+def _by_fbgemm(whole: Tensor, scales: Tensor) -> Scaled:
+    """The same; x goes in as float32, and is in the kernel x + 128, in 8 bits without sign."""
+    zeros = torch.zeros(len(whole), dtype=torch.int64)
+    joined = torch._make_per_channel_quantized_tensor(whole.to(torch.int8), scales, zeros, 0)
+    packed = torch.ops.quantized.linear_prepack(joined, None)
+    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    return lambda rows: multiply(rows.float(), 1.0, 128, packed)
 
 
 def _by_float32(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
@@ -109,16 +110,16 @@ def rounded(x: Tensor, largest: int = _LARGEST) -> tuple[Tensor, Tensor]:
 
 @cache
 def ways() -> tuple[Way, ...]:
-    """Those of oneDNN whose sums are exact here, the better first, as the largest numbers tell.
+    """Those of 8-bit integers whose sums are exact here, the best first, as the largest numbers tell.
 
-    Products of 8-bit integers (VNNI, AMX) are exact. With AVX2 each sum of two products is cut at 16 bits, so
-    W has 7 bits: 2 x 255 x 64 is below 2^15.
+    oneDNN's are where the processor multiplies such integers (VNNI, AMX). With AVX2 each sum of two products
+    is cut at 16 bits, so W has 7 bits: 2 x 255 x 64 is below 2^15. There FBGEMM's are faster than oneDNN's
+    with few rows; a later torch may be without them.
     """
-    return tuple(
-        way
-        for way in (Way(_LARGEST, partial(_by_onednn, False)), Way(64, partial(_by_onednn, True)))
-        if _is_exact(way)
-    )
+    known = Way(_LARGEST, _by_onednn), Way(64, _by_fbgemm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says once that FBGEMM's formats will go
+        return tuple(filter(_is_exact, known))
 
 
 def _is_exact(way: Way) -> bool:
