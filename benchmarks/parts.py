@@ -32,7 +32,7 @@ _SWEPT = 1 << 24  # bytes: more than the caches of a few cores, less than the on
 _COPIED = 1 << 23  # bytes: about as large as an activation
 _PRODUCTS = (
     *("mm", "bmm", "addmm", "baddbmm", "matmul"),
-    *("linear", "_linear_pointwise", "qlinear_pointwise", "linear_with_input_q_dq_qweight_dq_output_fp32"),
+    *("linear", "_linear_pointwise", "qlinear_pointwise"),
 )
 
 
@@ -69,14 +69,14 @@ class Counted(TorchDispatchMode):
         made = func(*args, **given)
         took = time.perf_counter() - began
         name = func._schema.name.split("::")[1]
-        arguments = [*tensors((args, given)), *packed_away(name, args, made)]
+        arguments = list(tensors((args, given)))
         computes = func._schema.is_mutable or not views(arguments, list(tensors(made)))
         if computes and not name.startswith(("empty", "new_empty", "resize")):
             part = self.parts[self.part_of(name, arguments)]
             part.seconds += took
             part.bytes += moved(name, arguments, list(tensors(made)))
             part.operations += operations(name, arguments, made)
-            key = func, *(described(each) for each in (args, *given.items(), made))
+            key = func, *(described(each) for each in (args, *given.items()))
             if key not in self._fastest:
                 self._fastest[key] = alone(func, args, given), alone(func, args, given, sweep)
             part.alone, part.swept = (
@@ -116,7 +116,7 @@ def copied(found: Any) -> Any:
 
 
 def described(found: Any) -> object:
-    """What the time of an operator depends on, of an argument or a result: a form, not its numbers."""
+    """What the time of an operator depends on, of an argument: a tensor's form, not its numbers."""
     if isinstance(found, Tensor):
         return found.shape, found.dtype, found.stride() if found.layout == torch.strided else found.layout
     if isinstance(found, list | tuple):
@@ -131,13 +131,6 @@ def tensors(found: Any) -> Iterator[Tensor]:
     elif isinstance(found, list | tuple | dict):
         for each in found.values() if isinstance(found, dict) else found:
             yield from tensors(each)
-
-
-def packed_away(name: str, args: tuple[Any, ...], made: Any) -> list[Tensor]:
-    """The form of the weight that FBGEMM keeps in an object of its own."""
-    if not name.startswith("linear_with_input"):
-        return []
-    return [torch.empty(made.shape[-1], args[0].shape[-1], dtype=torch.int8, device="meta")]
 
 
 def views(arguments: list[Tensor], made: list[Tensor]) -> bool:

@@ -109,7 +109,7 @@ def test_a_way_is_taken_where_its_sums_are_exact(cut: int, monkeypatch: pytest.M
         pairs = ((rows + 128)[:, None] * whole).unflatten(-1, (-1, 2)).sum(-1)
         return (pairs.clamp(-cut, cut).sum(-1) - 128 * whole.sum(-1)) * scales
 
-    for name in ("_by_onednn", "_with_avx2"):
+    for name in ("_by_onednn", "_by_onednn_unsigned"):
         monkeypatch.setattr(int8, name, lambda whole, scales: partial(kernel, whole, scales))
     found = int8.ways.__wrapped__()
     assert [way.largest for way in found] == ([127, 64] if cut > 2**15 else [64])
@@ -119,16 +119,9 @@ def test_a_torch_without_the_kernels_has_no_such_way(monkeypatch: pytest.MonkeyP
     def missing(*_: object) -> None:
         raise AttributeError("no such operator")
 
-    for name in ("_by_onednn", "_with_avx2"):
+    for name in ("_by_onednn", "_by_onednn_unsigned"):
         monkeypatch.setattr(int8, name, missing)
     assert int8.ways.__wrapped__() == ()
-
-
-def test_few_rows_and_many_give_the_same(way: Way) -> None:
-    """One kernel or the other: to the last bit."""
-    x, product = drawn(400, 96), int8_product(drawn(33, 96, seed=1), torch.randn(33))
-    few = torch.cat([product(some) for some in x.split(7)])
-    assert torch.equal(product(x), few)
 
 
 def test_sums_too_long_for_32_bits_are_of_float32() -> None:

@@ -8,7 +8,6 @@ rows' scales make numbers again. A row's result depends on no other row. Source:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +18,6 @@ from torch import Tensor
 _LARGEST = 127
 _TERMS = (2**31 - 1) // _LARGEST**2  # of a sum that fits into 32 bits whatever the numbers: 133,144
 _EXACT = 2**24 // _LARGEST**2  # of a sum that float32 holds exactly, in any order: 1,040
-_MANY = 192  # rows, from which on oneDNN's product is faster than FBGEMM's with AVX2
 
 Scaled = Callable[[Tensor], Tensor]  # whole numbers (R, K), int8 or float32 -> float32 (R, N)
 
@@ -71,32 +69,17 @@ def _by_onednn(whole: Tensor, scales: Tensor) -> Scaled:
     return lambda rows: multiply(rows.to(torch.int8), 0)
 
 
+def _by_onednn_unsigned(whole: Tensor, scales: Tensor) -> Scaled:
+    """The same for x + 128, in 8 bits without sign, from which the kernel takes what that adds."""
+    multiply = _ordered_for_onednn(whole, scales)
+    return lambda rows: multiply(rows.to(torch.int8).view(torch.uint8) ^ 128, 128)  # flips the highest bit
+
+
 def _ordered_for_onednn(whole: Tensor, scales: Tensor) -> Callable[[Tensor, int], Tensor]:
     """X in 8 bits (R, K), z -> (X - z) W^T s (R, N)."""
     packed = torch.ops.onednn.qlinear_prepack(whole.to(torch.int8), None)
     settings = packed, scales, torch.zeros(len(whole), dtype=torch.int32), None, 1.0, 0, torch.float32
     return lambda x, zero: torch.ops.onednn.qlinear_pointwise(x, 1.0, zero, *settings, "none", [], "")
-
-
-def _with_avx2(whole: Tensor, scales: Tensor) -> Scaled:
-    """The kernels take x + 128, in 8 bits without sign. A call takes FBGEMM less time, a row oneDNN.
-
-    W is there twice, which is half of what float32 takes.
-    """
-    zeros = torch.zeros(len(whole), dtype=torch.int64)
-    joined = torch._make_per_channel_quantized_tensor(whole.to(torch.int8), scales, zeros, 0)
-    packed = torch.ops.quantized.linear_prepack(joined, None)
-    of_few = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-    of_many = _ordered_for_onednn(whole, scales)
-
-    def product(rows: Tensor) -> Tensor:
-        if len(rows) < _MANY:
-            made: Tensor = of_few(rows.float(), 1.0, 128, packed)
-            return made
-        unsigned = rows.to(torch.int8).view(torch.uint8) ^ 128  # with the highest bit flipped: 128 more
-        return of_many(unsigned, 128)
-
-    return product
 
 
 def _by_float32(whole: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
@@ -127,24 +110,20 @@ def rounded(x: Tensor, largest: int = _LARGEST) -> tuple[Tensor, Tensor]:
 
 @cache
 def ways() -> tuple[Way, ...]:
-    """Those of 8-bit integers whose sums are exact here, the best first, as the largest numbers tell.
+    """Those of oneDNN whose sums are exact here, the best first, as the largest numbers tell.
 
-    oneDNN's are where the processor multiplies such integers (VNNI, AMX). With AVX2 each sum of two products
-    is cut at 16 bits, so W has 7 bits: 2 x 255 x 64 is below 2^15.
+    Products of 8-bit integers (VNNI, AMX) are exact. With AVX2 each sum of two products is cut at 16 bits, so
+    W has 7 bits: 2 x 255 x 64 is below 2^15.
     """
-    known = Way(_LARGEST, _by_onednn), Way(64, _with_avx2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says once that FBGEMM's formats will go
-        return tuple(filter(_is_exact, known))
+    return tuple(filter(_is_exact, (Way(_LARGEST, _by_onednn), Way(64, _by_onednn_unsigned))))
 
 
 def _is_exact(way: Way) -> bool:
+    rows = torch.full((32, 96), float(_LARGEST))
     whole = torch.full((32, 96), float(way.largest))
     whole[::2] *= -1
     try:
-        scaled = way.scaled(whole, torch.full((32,), 0.5))
-        largest = [torch.full((rows, 96), float(_LARGEST)) for rows in (32, _MANY)]
-        trials = [(scaled(rows), rows @ whole.T / 2) for rows in largest]
+        made = way.scaled(whole, torch.full((32,), 0.5))(rows)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
-    return all(made.dtype == torch.float32 and torch.equal(made, exact) for made, exact in trials)
+    return made.dtype == torch.float32 and torch.equal(made, rows @ whole.T / 2)
