@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +14,6 @@ from torch import Tensor
 from benchmarks.lever_setting import Setting, Task
 from benchmarks.lever_training import lengthening
 from transformer.decoding import beam as beam_module
-from transformer.decoding import cache as cache_module
 from transformer.decoding import columns as columns_module
 from transformer.decoding import engine as engine_module
 from transformer.decoding import next_token as next_token_module
@@ -30,7 +29,6 @@ from transformer.model.transformer import Transformer
 from transformer.modules import attention as attention_module
 from transformer.modules import int8 as int8_module
 from transformer.modules import packed as packed_module
-from transformer.modules.attention import KeysValues
 from transformer.modules.int8 import ways
 from transformer.modules.products import has_wide_vectors
 
@@ -78,28 +76,6 @@ def gathered_per_row() -> AbstractContextManager[object]:
 
 def columns_of_their_own() -> AbstractContextManager[object]:
     return patch.object(SelfAttentionCache, "select_within", lambda self, rows, *_: self.select(rows))
-
-
-@contextmanager
-def held_columns_only() -> Iterator[None]:
-    """Attention gets the columns that there are, and no mask where a row sees them all."""
-    extend = SelfAttentionCache.extend
-
-    def only_held(self: SelfAttentionCache, project: Callable[[], KeysValues]) -> KeysValues:
-        keys, values = extend(self, project)
-        end = self.length
-        if self._shared is None:
-            self.held = None
-        elif self.held is not None:
-            end = self._shared.used
-            self.held = self.held[..., :end]
-        return keys[:, :, :end], values[:, :, :end]
-
-    with (
-        patch.object(SelfAttentionCache, "extend", only_held),
-        patch.object(cache_module, "whole_blocks", Tensor.contiguous),
-    ):
-        yield
 
 
 def short_rows() -> AbstractContextManager[object]:
@@ -223,9 +199,6 @@ LEVERS: dict[str, Lever] = {
         "self-attention's keys and values shared by a sentence's rows (against copied with each row)",
         columns_of_their_own,
         missing=a_beam,
-    ),
-    "whole blocks": Lever(
-        "keys and values in whole blocks of columns (against as many as there are)", held_columns_only
     ),
     "written out": Lever(
         "attention written out where it is faster (against torch's kernel)", kernel_attention

@@ -244,19 +244,3 @@ def test_few_scores_on_a_cpu_and_bf16_training_are_written_out(monkeypatch: pyte
         attend(x, x, x, None, False, off)
         taken.append("kernel" if calls else "written out")
     assert taken == ["written out", "written out", "kernel", "written out", "kernel"]
-
-
-def test_columns_of_zeros_after_the_mask_s_are_not_attended_to() -> None:
-    """As caches return them."""
-    attention = MultiHeadAttention(8, 2).eval()
-    x, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
-    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])[:, None, None]
-
-    class More:
-        held = None
-
-        def extend(self, project: object) -> tuple[torch.Tensor, torch.Tensor]:
-            keys, values = (F.pad(each, (0, 0, 0, 3)) for each in project())  # type: ignore[operator]
-            return keys, values
-
-    torch.testing.assert_close(attention(x, memory, mask, cache=More()), attention(x, memory, mask))

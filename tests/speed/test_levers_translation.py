@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks import lever_translation, lever_translation_checks, levers
 from benchmarks.lever_setting import Setting, Task
 from transformer.decoding import next_token
-from transformer.decoding.cache import CrossAttentionCache, DecoderCache
+from transformer.decoding.cache import DecoderCache
 from transformer.decoding.columns import BLOCK, SelfAttentionCache, SharedColumns
 from transformer.model.packing import can_be_packed
 from transformer.modules import attention, int8, packed
@@ -106,37 +106,6 @@ def test_off_the_fast_function_is_not_called(name: str, module: Any, fast: str, 
         ):
             setting.task().run()
         assert told.called == (switch is nullcontext)
-
-
-def test_off_there_are_as_many_columns_as_are_held(setting: Setting) -> None:
-    """Of self-attention as long as rows have their own, of shared columns, and of cross-attention."""
-    seen: dict[str, set[int]] = {}
-
-    def told(kind: type[Any]) -> AbstractContextManager[object]:
-        extend = kind.extend
-
-        def extended(self: Any, project: Callable[[], KeysValues]) -> KeysValues:
-            keys, values = extend(self, project)
-            name = "shared" if getattr(self, "_shared", None) is not None else kind.__name__
-            seen.setdefault(name, set()).add(keys.shape[2])
-            assert keys.shape == values.shape
-            assert self.held is None or self.held.shape[-1] == keys.shape[2]
-            return keys, values
-
-        return patch.object(kind, "extend", extended)
-
-    for switch in (lever_translation.LEVERS["whole blocks"].off, nullcontext):
-        seen.clear()
-        with (
-            lever_translation.one_batch_at_a_time(),
-            switch(),
-            told(SelfAttentionCache),
-            told(CrossAttentionCache),
-        ):
-            setting.task().run()
-        assert len(seen) == 3
-        whole = [all(columns % BLOCK == 0 for columns in found) for found in seen.values()]
-        assert whole == [switch is nullcontext] * 3
 
 
 def test_off_lines_are_cut_as_they_come(setting: Setting) -> None:

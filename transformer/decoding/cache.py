@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..modules.attention import KeysValues
-from .columns import SelfAttentionCache, whole_blocks
+from .columns import SelfAttentionCache
 
 
 class CrossAttentionCache:
@@ -29,9 +29,9 @@ class CrossAttentionCache:
         self._sentence: Tensor | None = None
 
     def extend(self, project: Callable[[], KeysValues]) -> KeysValues:
-        """Keys and values (B, H, S, K), or (R, H, S, K), in whole blocks; `project` is called once only."""
+        """Keys and values (B, H, S, K), or (R, H, S, K); `project` is called once only."""
         if self._kept is None:
-            self._kept = tuple(whole_blocks(each) for each in project())  # type: ignore[assignment]
+            self._kept = tuple(each.contiguous() for each in project())  # type: ignore[assignment]
         assert self._kept is not None
         if self._of_rows is None:
             keys, values = self._kept

@@ -18,20 +18,12 @@ BLOCK = 8  # columns that a buffer grows by
 _APART = 8  # times as many columns as a row has: by estimate, products with all cost what copies would
 
 
-def whole_blocks(x: Tensor) -> Tensor:
-    """Keys or values (B, H, S, K) with columns of zeros, on a CPU, up to a whole block."""
-    missing = -x.shape[2] % BLOCK if x.device.type == "cpu" else 0
-    return F.pad(x, (0, 0, 0, missing)).contiguous()
-
-
 class SelfAttentionCache:
     """Keys and values of all columns so far, in two buffers (R, H, C, K) that grow by some columns at a time.
 
     A step writes its column and copies nothing else; growing copies an eighth of what attention reads
     anyway. Reordering copies rows into spare buffers of the same shape, and the two change places. Where all
     sentences have equally many rows, more than one, on a CPU, those of each share columns (`SharedColumns`).
-    On a CPU one column gets the whole buffers, with `held` to tell the columns from those to come, which are
-    0: products of whole blocks take less time than others.
     With a `window` N the buffers end at N columns and become rings: column t is at t mod N, in the place of
     one that nobody sees any more. `length` counts all columns of a row, also those forgotten.
     """
@@ -44,10 +36,9 @@ class SelfAttentionCache:
         self._shared: SharedColumns | None = None
 
     def extend(self, project: Callable[[], KeysValues]) -> KeysValues:
-        """Append the projected columns (R, H, n, K) and return all: keys and values (R, H, L + n, K) or more.
+        """Append the projected columns (R, H, n, K) and return all: keys and values (R, H, L + n, K).
 
-        `held` (1, 1, 1, C) is True for those of the C returned that hold one; None where all do. Of shared
-        columns keys and values are (B, H, C, K), and `held` (B, 1, W, C) is True for a row's own.
+        Of shared columns they are (B, H, C, K), and `held` (B, 1, W, C) is True for a row's own; else None.
         Beyond the window one column gets the N of the ring, in any order; several get those held before, in
         order, and themselves.
         """
@@ -66,11 +57,6 @@ class SelfAttentionCache:
         self._make_room(new[0], self.length, start)
         for buffer, each in zip(self._buffers, new, strict=True):
             buffer[:, :, start : self.length] = each
-        if new[0].shape[2] == 1 and new[0].device.type == "cpu":
-            capacity = self._buffers[0].shape[2]
-            if self.length < capacity:
-                self.held = (torch.arange(capacity) < self.length)[None, None, None]
-            return self._buffers[0], self._buffers[1]
         keys, values = (buffer[:, :, : self.length] for buffer in self._buffers)
         return keys, values
 
@@ -117,8 +103,6 @@ class SelfAttentionCache:
             capacity = columns + -columns % BLOCK
             capacity = capacity if self.window is None else min(capacity, self.window)
             larger = [like.new_empty(rows, heads, capacity, width) for _ in range(2)]
-            for new in larger:
-                new[:, :, held:] = 0
             for new, old in zip(larger, self._buffers, strict=False):
                 new[:, :, :held] = old[:, :, :held]
             self._buffers, self._spares = larger, []
@@ -147,21 +131,20 @@ class SharedColumns:
     """
 
     def __init__(self, buffers: list[Tensor], held: int) -> None:
-        """Of sentences with one row each, whose first `held` columns are taken; the others are 0."""
+        """Of sentences with one row each, whose first `held` columns are taken."""
         self.buffers, self.used = buffers, held
         sentences, _, capacity, _ = buffers[0].shape
         self.seen = (torch.arange(capacity) < held).repeat(sentences, 1, 1)
 
     def append(self, new: KeysValues) -> tuple[Tensor, KeysValues]:
-        """Append a column of each row (R, H, 1, K). Which ones a row sees (B, 1, W, C'), and all."""
+        """Append a column of each row (R, H, 1, K). Which ones a row sees (B, 1, W, C), and all."""
         width = self.seen.shape[1]
         start, self.used = self.used, self.used + width
         for buffer, each in zip(self.buffers, new, strict=True):
             buffer[:, :, start : self.used] = each.view(-1, width, *each.shape[1::2]).transpose(1, 2)
         self.seen[:, :, start : self.used].diagonal(dim1=1, dim2=2).fill_(True)
-        end = self.used + -self.used % BLOCK
-        keys, values = (buffer[:, :, :end] for buffer in self.buffers)
-        return self.seen[:, None, :, :end], (keys, values)
+        keys, values = (buffer[:, :, : self.used] for buffer in self.buffers)
+        return self.seen[:, None, :, : self.used], (keys, values)
 
     def make_room(self) -> bool:
         """For a column more of each row; False where rows have so little in common that they should part."""
@@ -180,12 +163,10 @@ class SharedColumns:
         self.seen = seen.view(sentences, len(rows) // max(sentences, 1), seen.shape[1])
 
     def of_rows(self, rows: Tensor) -> list[Tensor]:
-        """Keys and values (R', H, L or more, K) of the columns that each of these rows sees, in order."""
+        """Keys and values (R', H, L, K) of the columns that each of these rows sees, in order."""
         sentence, seen = rows // self.seen.shape[1], self.seen.flatten(0, 1).index_select(0, rows)
         columns = _first(seen, int(self.seen[0, 0].sum()))
-        return [
-            whole_blocks(buffer[sentence[:, None], :, columns].transpose(1, 2)) for buffer in self.buffers
-        ]
+        return [buffer[sentence[:, None], :, columns].transpose(1, 2).contiguous() for buffer in self.buffers]
 
     def _grow(self, count: int) -> None:
         """Room for some steps more, after the `count` columns at most that are still seen."""
@@ -193,13 +174,11 @@ class SharedColumns:
         columns = _first(self.seen.any(1), count)[:, None]  # (B, 1, C')
         sentences, heads, capacity, width = self.buffers[0].shape
         room = self.used + BLOCK * self.seen.shape[1]
-        room += -room % BLOCK
         places = torch.arange(sentences * heads).view(sentences, heads, 1) * capacity + columns
         for i, buffer in enumerate(self.buffers):
             self.buffers[i] = larger = buffer.new_empty(sentences, heads, room, width)
             taken = buffer.view(-1, width).index_select(0, places.flatten())
             larger[:, :, : self.used] = taken.view(*places.shape, width)
-            larger[:, :, self.used :] = 0
         seen = self.seen.gather(2, columns.expand(-1, self.seen.shape[1], -1))
         self.seen = F.pad(seen, (0, room - self.used))
 

@@ -28,12 +28,12 @@ class Cache(Protocol):
 
     Self-attention's cache calls `project` for the new columns and returns old and new together;
     cross-attention's calls it once, and from then on returns what it kept: of rows, or of sentences that
-    have equally many rows each, in order. Both may return columns of zeros after those that they hold.
+    have equally many rows each, in order.
     """
 
     @property
     def held(self) -> Tensor | None:
-        """True for those that self-attention's `extend` last returned and that it holds, (1, 1, 1, L)."""
+        """True for those of self-attention's last `extend` that a row may see (B, 1, W, L); None: all."""
         ...
 
     def extend(self, project: Callable[[], KeysValues]) -> KeysValues: ...
@@ -171,8 +171,6 @@ class MultiHeadAttention(nn.Module):
             keys, values = self._keep(
                 cache, lambda: self._normed(*self._together((self.key, self.value), memory))
             )
-        if mask is not None and mask.shape[-1] < keys.shape[2]:  # the rest are a cache's columns of zeros
-            mask = F.pad(mask, (0, keys.shape[2] - mask.shape[-1]))
         query = query if self.query_norm is None else self.query_norm(query)
         query = _by_sentence(query, len(keys))
         attended = attend(query, keys, values, mask, causal, self.dropout)  # (B, H, T, K)
