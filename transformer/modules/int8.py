@@ -64,7 +64,7 @@ def way_for(terms: int) -> Way:
 
 
 def _by_onednn(whole: Tensor, scales: Tensor) -> Scaled:
-    """One pass makes the sums and scales them; W is ordered for the kernel once."""
+    """One pass makes the sums and scales them; W is ordered once for the kernels that want it so."""
     multiply = _ordered_for_onednn(whole, scales)
     return lambda rows: multiply(rows.to(torch.int8), 0)
 
