@@ -2,6 +2,7 @@
 
     python benchmarks/levers.py --shape small --rounds 5 --write levers.md
     python benchmarks/levers.py --task translate --shape small --rounds 5 --beam 5
+    python benchmarks/levers.py --task translate --run runs/multi30k --rounds 5 --beam 5
 
 Each lever is switched off by a patch made here (lever_training.py, lever_translation.py); the product has no
 such option. Before it is timed, both ways have to compute the same to rounding. Rounds alternate: each does
@@ -10,7 +11,7 @@ it is / speed without. Levers that belong to a process run in two of their own. 
 row that says why.
 
 Training is of the product's own updates on the configuration's text; translation of its first pairs, by a
-model with initial weights whose translations are as long as the references.
+model with initial weights, or by a run's with `--run`. Translations are as long as the references.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parents[1])
 
@@ -39,11 +42,13 @@ from benchmarks.lever_setting import Setting, Task
 from benchmarks.lever_training import Lever, stepped
 from transformer.cli.config import Config
 from transformer.cli.lines import say
+from transformer.cli.runs import load_run
 from transformer.cli.train import wire
 from transformer.core.cpus import MOST_THREADS
 from transformer.core.errors import UserError
 from transformer.core.loading import load
 from transformer.data.dataset import prepare
+from transformer.data.encoded import EncodedCorpus
 from transformer.decoding.config import MOST_HYPOTHESES
 from transformer.model.transformer import Transformer
 from transformer.training.logbook import Logbook
@@ -173,12 +178,19 @@ def memory_row(arguments: argparse.Namespace) -> str:
 # --- translation
 
 
-def setting_of(trainer: Trainer, beam: int, precision: str, sentences: int) -> Setting:
-    """The trainer's model, and the first pairs of its text."""
-    corpus = trainer.stream.corpus  # type: ignore[attr-defined]
+def setting_of(
+    model: Transformer, corpus: EncodedCorpus, beam: int, precision: str, sentences: int
+) -> Setting:
+    """A model, and the first pairs of a text."""
     chosen = map(corpus.pair, range(min(sentences, len(corpus.source_lengths))))
     pairs = [(list(map(int, source)), list(map(int, target))) for source, target in chosen]
-    return Setting(trainer.model, pairs, beam, precision)
+    return Setting(model, pairs, beam, precision)
+
+
+def trained(path: Path, folder: Path) -> tuple[Transformer, EncodedCorpus]:
+    """A run's model, and the text that it was trained on."""
+    run = load_run(path, device=torch.device("cpu"))
+    return run.model, prepare(run.config.data, folder, run.config.seed, say).train
 
 
 def translation_row(lever: lever_translation.Lever, setting: Setting, rounds: int) -> str:
@@ -210,13 +222,18 @@ def translation_rows(setting: Setting, rounds: int, only: str = "") -> Iterator[
 def rows_of(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
     training = arguments.task == "train"
     precision = arguments.precision if training else "auto"
-    trainer = trainer_of(arguments.shape, folder, arguments.config, arguments.threads, precision)
+    if arguments.run is not None:
+        torch.set_num_threads(arguments.threads)
+        model, corpus = trained(arguments.run, folder)
+    else:
+        trainer = trainer_of(arguments.shape, folder, arguments.config, arguments.threads, precision)
+        model, corpus = trainer.model, trainer.stream.corpus  # type: ignore[attr-defined]
     if training:
         yield from training_rows(trainer, arguments.updates, arguments.rounds, arguments.only)
         if arguments.only in MEMORY[0]:
             yield memory_row(arguments)
     else:
-        setting = setting_of(trainer, arguments.beam, arguments.precision, arguments.sentences)
+        setting = setting_of(model, corpus, arguments.beam, arguments.precision, arguments.sentences)
         yield from translation_rows(setting, arguments.rounds, arguments.only)
 
 
@@ -226,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=UNITS, default="train")
     parser.add_argument("--config", type=old_file, default=ROOT / "configs" / "multi30k.yaml")
     parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--run", type=Path, help="translate by this run's model, and what it was trained on")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of either task's products")
     parser.add_argument("--updates", type=at_least(1), default=8, help="of a round of training")
     parser.add_argument("--sentences", type=at_least(1), default=500, help="of a round of translation")
@@ -239,6 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.task == "train" and arguments.precision == "int8":
         parser.error("nothing is trained in int8")
+    if arguments.task == "train" and arguments.run is not None:
+        parser.error("--run is for --task translate")
     if not arguments.release:
         keep_freed_memory()
     try:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from benchmarks import lever_translation, lever_translation_checks, levers
 from benchmarks.lever_setting import Setting, Task
+from transformer.cli.train import main as train
+from transformer.core.errors import CheckpointError
 from transformer.decoding import next_token
 from transformer.decoding.cache import DecoderCache
 from transformer.decoding.columns import BLOCK, SelfAttentionCache, SharedColumns
@@ -41,7 +43,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def setting(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> Setting:
     monkeypatch.setattr(lever_translation_checks, "CHECKED", 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    return levers.setting_of(trained, 3, str(trained.config.precision), 8)
+    corpus = trained.stream.corpus  # type: ignore[attr-defined]
+    return levers.setting_of(trained.model, corpus, 3, str(trained.config.precision), 8)
 
 
 @pytest.mark.parametrize("name", lever_translation.LEVERS)
@@ -224,3 +227,28 @@ def test_a_way_that_finds_something_else_is_not_timed(wrong: str, setting: Setti
 
     with pytest.raises(AssertionError, match="wrong: log p"):
         lever_translation_checks.check(lever_translation.Lever("wrong", off), setting)
+
+
+def test_a_runs_model_is_timed_on_what_it_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lever_translation_checks, "CHECKED", 2)
+    monkeypatch.setattr(levers, "keep_freed_memory", lambda: True)
+    options = [
+        "train.updates=2",
+        "train.warmup=0",
+        "train.batch_tokens=64",
+        "model.d_model=16",
+        "data.test={}",
+    ]
+    run = tmp_path / "run"
+    wanted = [word for option in options for word in ("--set", option)]
+    assert train([str(DEMO), "--run-dir", str(run), *wanted]) == 0
+    words = ["--task", "translate", "--run", str(run), "--sentences", "4", "--rounds", "1", "--threads", "1"]
+    assert levers.main([*words, "--precision", "float32", "--only", "copied with each row"]) == 0
+    assert "copied with each row) | " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        levers.main(["--run", str(run)])
+    assert "--run is for --task translate" in capsys.readouterr().err
+    assert levers.main(["--task", "translate", "--run", str(tmp_path / "none")]) == CheckpointError.exit_code
+    assert str(tmp_path / "none") in capsys.readouterr().err
