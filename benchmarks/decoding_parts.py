@@ -1,9 +1,12 @@
 """Where the time of translation goes on a CPU, and how far each part is from what the machine can do.
 
     python benchmarks/decoding_parts.py --shape small --beam 5 --precisions float32,bf16,int8
+    python benchmarks/decoding_parts.py --shape small --precisions int8 --processes 2
 
 A model with initial weights translates random sentences into 16 pieces each, on one thread as each of
-`translate.py`'s processes does. `parts.py` says what the columns are.
+`translate.py`'s processes does. Processes that work side by side share memory and caches: `--processes 2`
+measures two at a time, prints the table of one, and what both make together. `parts.py` says what the columns
+are.
 """
 
 from __future__ import annotations
@@ -12,8 +15,11 @@ import argparse
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +27,12 @@ from torch import Tensor
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parents[1])
 
+from benchmarks.arguments import at_least
 from benchmarks.levers import SHAPES, VOCABULARY
-from benchmarks.parts import HEADER, Counted, Part, Rates, is_product, rows_of, speeds_of
+from benchmarks.parts import HEADER, Counted, Part, Rates, is_product, rows_of, speeds_of, told
 from transformer import Transformer
 from transformer.analysis.finding import table
-from transformer.decoding.config import DecodeConfig
+from transformer.decoding.config import MOST_HYPOTHESES, DecodeConfig
 from transformer.decoding.engine import Models, Request
 from transformer.decoding.limits import Limits
 from transformer.training.memory import keep_freed_memory
@@ -76,30 +83,47 @@ def measure(model: Transformer, precision: str, beam: int, batches: int) -> tupl
     return statistics.mean(took), parts
 
 
+def report(shape: str, precision: str, beam: int, batches: int) -> tuple[str, list[float]]:
+    """The table of one process, and its sentences/s with what the bounds would allow."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    size = VOCABULARY[shape]
+    model = Transformer(size, size, tie_embeddings="all", **SHAPES[shape]).eval()
+    rates = Rates.of(FORMATS[precision])
+    whole, parts = measure(model, precision, beam, batches)
+    rows = table(HEADER, rows_of(whole, parts, rates, f"a batch of {SENTENCES}"))
+    return f"{rows}\n\nproducts in {precision}: {rates}", speeds_of(SENTENCES, whole, parts, rates)
+
+
+def reports(processes: int, *options: Any) -> list[tuple[str, list[float]]]:
+    """`report` of so many processes at the same time. Nothing has been computed before they are forked."""
+    if processes == 1:
+        return [report(*options)]
+    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
+        return [each.result() for each in [pool.submit(report, *options) for _ in range(processes)]]
+
+
 def main() -> int:
     """Print the tables."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--shape", choices=[name for name in SHAPES if name in VOCABULARY], default="small")
-    options.add_argument("--beam", type=int, default=5)
+    options.add_argument("--beam", type=at_least(1, MOST_HYPOTHESES), default=5)
     options.add_argument("--precisions", default="float32,bf16,int8", metavar="A,B")
-    options.add_argument("--batches", type=int, default=5)
-    arguments = options.parse_args()
-    names = arguments.precisions.split(",")
+    options.add_argument("--batches", type=at_least(1), default=5)
+    options.add_argument("--processes", type=at_least(1), default=1, help="at the same time, a thread each")
+    given = options.parse_args()
+    names = given.precisions.split(",")
     if unknown := [name for name in names if name not in FORMATS]:
         options.error(f"--precisions: {', '.join(unknown)}; there are {', '.join(FORMATS)}")
-    keep_freed_memory()
-    torch.set_num_threads(1)
-    size = VOCABULARY[arguments.shape]
-    model = Transformer(size, size, tie_embeddings="all", **SHAPES[arguments.shape]).eval()
     for name in names:
-        rates = Rates.of(FORMATS[name])
-        whole, parts = measure(model, name, arguments.beam, arguments.batches)
-        print(table(HEADER, rows_of(whole, parts, rates, f"a batch of {SENTENCES}")))
-        print()
-        print(f"products in {name}: {rates}")
-        print(speeds_of(SENTENCES, "sentences/s", whole, parts, rates), end="\n\n")
+        texts, speeds = zip(
+            *reports(given.processes, given.shape, name, given.beam, given.batches), strict=True
+        )
+        together = f"sentences/s of {given.processes} processes" if given.processes > 1 else "sentences/s"
+        print(texts[0])
+        print(told(together, [sum(of_each) for of_each in zip(*speeds, strict=True)]), end="\n\n")
     return 0
 
 

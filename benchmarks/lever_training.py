@@ -97,11 +97,11 @@ def naive_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float
 
 
 def torchs_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """What torch has, in chunks, of the same rows; it has no label smoothing there."""
+    """What torch has, in chunks; it has no label smoothing there."""
     assert not smoothing
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    rows, wanted = loss_module._without_padding(hidden.flatten(0, 1), targets.flatten())
+    rows, wanted = hidden.flatten(0, 1), targets.flatten()
     with torch.autocast(device, enabled=False):
         loss: Tensor = F.linear_cross_entropy(
             rows.to(dtype),
@@ -125,10 +125,6 @@ def instead_of_loss(other: Callable[..., tuple[Tensor, Tensor]]) -> Switch:
 
 def unsmoothed(trainer: Trainer) -> AbstractContextManager[object]:
     return patch.object(trainer.layout.losses, "label_smoothing", 0.0)
-
-
-def with_padding(trainer: Trainer) -> AbstractContextManager[object]:
-    return patch.object(loss_module, "_without_padding", lambda rows, targets: (rows, targets))
 
 
 def chunk_by_chunk(trainer: Trainer) -> AbstractContextManager[object]:
@@ -253,7 +249,6 @@ LEVERS: dict[str, Lever] = {
         both=unsmoothed,
         missing=has_torchs_loss,
     ),
-    "scored rows": Lever("only rows that are scored are projected (against padding as well)", with_padding),
     "groups": Lever(
         "gradients of several chunks' logits multiplied at once (against chunk by chunk)", chunk_by_chunk
     ),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -225,11 +225,15 @@ def bounds_of(parts: Mapping[str, Part], rates: Rates) -> tuple[float, float, fl
     return alone, swept, sum(map(rates.least, parts.values()))
 
 
-def speeds_of(amount: float, what: str, whole: float, parts: Mapping[str, Part], rates: Rates) -> str:
-    """A line: how much of `what` is done in a second, and what the bounds would allow."""
-    reached, *bounds = (amount / seconds for seconds in (whole, *bounds_of(parts, rates)))
-    named = zip(("the operators alone", "with swept caches", "at these rates"), bounds, strict=True)
-    return f"{what}: {reached:,.0f}; " + "; ".join(f"{name}: {bound:,.0f}" for name, bound in named)
+def speeds_of(amount: float, whole: float, parts: Mapping[str, Part], rates: Rates) -> list[float]:
+    """How much is done in a second: as it is, and what each bound would allow."""
+    return [amount / seconds for seconds in (whole, *bounds_of(parts, rates))]
+
+
+def told(what: str, speeds: Sequence[float]) -> str:
+    """A line of `speeds_of`."""
+    bounds = zip(("the operators alone", "with swept caches", "at these rates"), speeds[1:], strict=True)
+    return f"{what}: {speeds[0]:,.0f}; " + "; ".join(f"{name}: {bound:,.0f}" for name, bound in bounds)
 
 
 def shown(seconds: float, whole: float) -> tuple[str, str]:

@@ -23,7 +23,18 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.levers import SHAPES, VOCABULARY, trainer_of
-from benchmarks.parts import HEADER, Counted, Part, Rates, factors, is_product, rows_of, speeds_of, transposed
+from benchmarks.parts import (
+    HEADER,
+    Counted,
+    Part,
+    Rates,
+    factors,
+    is_product,
+    rows_of,
+    speeds_of,
+    told,
+    transposed,
+)
 from transformer.analysis.finding import table
 from transformer.speed.ceilings import name_of
 from transformer.training.memory import keep_freed_memory
@@ -100,7 +111,7 @@ def main() -> int:
     print(table(HEADER, rows_of(whole, parts, rates, "an update")))
     print()
     print(f"products in {name_of(trainer.passes.dtype)}: {rates}")
-    print(speeds_of(tokens, "target tokens/s", whole, parts, rates))
+    print(told("target tokens/s", speeds_of(tokens, whole, parts, rates)))
     return 0
 
 

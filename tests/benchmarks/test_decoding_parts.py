@@ -86,3 +86,35 @@ def test_a_format_that_does_not_exist_is_refused(
     with pytest.raises(SystemExit, match="2"):
         decoding_parts.main()
     assert "fp4; there are float32, bf16, int8" in capsys.readouterr().err
+
+
+def test_processes_side_by_side_are_added_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = [
+        "--shape",
+        "tiny",
+        "--precisions",
+        "float32",
+        "--batches",
+        "1",
+        "--beam",
+        "2",
+        "--processes",
+        "2",
+    ]
+    monkeypatch.setattr("sys.argv", ["decoding_parts.py", *wanted])
+    reports = decoding_parts.reports
+    made: list[tuple[str, list[float]]] = []
+
+    def seen(*arguments: Any) -> list[tuple[str, list[float]]]:
+        made.extend(reports(*arguments))
+        return made
+
+    monkeypatch.setattr(decoding_parts, "reports", seen)
+    assert decoding_parts.main() == 0
+    (one, speeds), (_, others) = made
+    out = capsys.readouterr().out
+    assert out.startswith(one)
+    assert f"sentences/s of 2 processes: {speeds[0] + others[0]:,.0f}; the operators alone: " in out
+    assert min(*speeds, *others) > 0

@@ -8,16 +8,17 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.parts import HEADER, Counted, Rates, alone, bounds_of, rows_of, speeds_of
+from benchmarks.parts import HEADER, Counted, Rates, alone, bounds_of, rows_of, speeds_of, told
 from benchmarks.training_parts import DROPOUT, LOSS, OF_ATTENTION, OF_LOSS, PRODUCTS, part_of
 from transformer.modules.dropout import Dropout
-from transformer.modules.products import Linear
+from transformer.modules.products import Linear, has_onednn
 from transformer.training.loss import sequence_loss
 
 ROWS, D, V = 48, 8, 40
 
 
 def counted() -> Counted:
+    has_onednn()  # which tries a product, once
     return Counted(partial(part_of, V))
 
 
@@ -82,7 +83,7 @@ def test_the_least_time_is_of_the_slower_of_products_and_memory() -> None:
     assert [row[0] for row in rows][1:] == ["interpreter", "an update"]
     assert rows[1][2] == "50%"
     assert {len(row) for row in rows} == {len(HEADER)}
-    line = speeds_of(part.swept * 6, "tokens/s", part.swept * 3, seen.parts, Rates(1e30, 1e30))
+    line = told("tokens/s", speeds_of(part.swept * 6, part.swept * 3, seen.parts, Rates(1e30, 1e30)))
     assert line.startswith("tokens/s: 2; the operators alone: ")
     assert "; with swept caches: 6; at these rates: " in line
 

@@ -4,7 +4,7 @@ Rows of the decoder's output are projected a chunk at a time; while a chunk's pr
 part of both gradients is formed, so backward only multiplies them by the incoming gradient. Peak memory is
 some chunks of logits and the gradients themselves, whatever the number of tokens.
 
-Shapes: B batch, T target length, D model width, V vocabulary, N target tokens that are not padding.
+Shapes: B batch, T target length, D model width, V vocabulary, N target positions, padding included.
 """
 
 from __future__ import annotations
@@ -44,22 +44,12 @@ def sequence_loss(
     """
     assert 0 <= label_smoothing < 1
     rows, wanted = hidden.flatten(0, -2), targets.flatten()
-    if rows.device.type == "cpu":
-        rows, wanted = _without_padding(rows, wanted)
     device = rows.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
     sums: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         rows, output_weight, wanted, label_smoothing, product, torch.is_grad_enabled()
     )
     return sums
-
-
-def _without_padding(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Only the rows that are scored. Not on accelerators: finding them would wait for the device."""
-    kept = (targets != PAD).nonzero().squeeze(1)
-    if len(kept) == len(targets):
-        return rows, targets
-    return rows.index_select(0, kept), targets.index_select(0, kept)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
