@@ -20,7 +20,7 @@ from benchmarks.decoding_parts import (
     measure,
     part_of,
 )
-from benchmarks.parts import Counted
+from benchmarks.parts import Counted, Rates
 from transformer import Transformer
 from transformer.modules.int8 import int8_product, ways
 from transformer.modules.products import has_onednn
@@ -91,19 +91,11 @@ def test_a_format_that_does_not_exist_is_refused(
 def test_processes_side_by_side_are_added_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = [
-        "--shape",
-        "tiny",
-        "--precisions",
-        "float32",
-        "--batches",
-        "1",
-        "--beam",
-        "2",
-        "--processes",
-        "2",
-    ]
-    monkeypatch.setattr("sys.argv", ["decoding_parts.py", *wanted])
+    monkeypatch.setattr(decoding_parts, "SENTENCES", 2)
+    monkeypatch.setattr(decoding_parts, "LENGTH", 2)
+    monkeypatch.setattr(Rates, "of", lambda dtype: Rates(1e11, 1e10))
+    wanted = "--shape tiny --precisions float32 --batches 1 --beam 1 --processes 2"
+    monkeypatch.setattr("sys.argv", ["decoding_parts.py", *wanted.split()])
     reports = decoding_parts.reports
     made: list[tuple[str, list[float]]] = []
 

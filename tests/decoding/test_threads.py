@@ -200,3 +200,14 @@ def test_each_thread_has_its_share_of_torch_s(monkeypatch: pytest.MonkeyPatch) -
     assert [threads for _, threads in seen] == [2, 2, 2, 6]
     assert seen[3][0] == threading.get_ident() not in {thread for thread, _ in seen[:3]}
     assert torch.get_num_threads() == 6
+
+
+@forks
+def test_threads_are_gone_before_a_process_may_be_forked() -> None:
+    """Forked while one ends, every 25th process waited for ever for a lock of the library of products."""
+    model, config = Transformer(50, 50, **SHAPE), DecodeConfig(beam=1, max_length=1)
+    engine, before = Models([model], "float32"), set(os.listdir("/proc/self/task"))
+    with engine.working():
+        for _ in range(20):
+            engine.search_all(batches(), config)
+            assert set(os.listdir("/proc/self/task")) <= before

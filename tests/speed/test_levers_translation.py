@@ -234,12 +234,16 @@ def test_a_runs_model_is_timed_on_what_it_was_trained_on(
 ) -> None:
     monkeypatch.setattr(lever_translation_checks, "CHECKED", 2)
     monkeypatch.setattr(levers, "keep_freed_memory", lambda: True)
-    options = [
+    text = tmp_path / "text"
+    for side in ("en", "de"):
+        text.with_suffix(f".{side}").write_text("a b c d e\nb a d\n" * 20, encoding="utf-8")
+    options = [f"data.train={text}", f"data.valid={text}", "data.test={}"]
+    options += [
+        "data.tokenizer.vocab_size=12",
         "train.updates=2",
         "train.warmup=0",
         "train.batch_tokens=64",
         "model.d_model=16",
-        "data.test={}",
     ]
     run = tmp_path / "run"
     wanted = [word for option in options for word in ("--set", option)]

@@ -6,7 +6,10 @@ keeps the same contract.
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -161,11 +164,18 @@ class Models:
             finally:
                 free.put(model)
 
-        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+        numbers: list[int] = []
+
+        def begin() -> None:
+            numbers.append(threading.get_native_id())
+            torch.set_num_threads(threads // workers)
+
+        pool = ThreadPoolExecutor(workers, initializer=begin)
         try:
             return list(pool.map(work, batches))
         finally:
             pool.shutdown(cancel_futures=True)
+            _wait_for_the_end_of(numbers)
             torch.set_num_threads(threads)  # the workers' number is also what new threads begin with
 
     def _search(
@@ -186,6 +196,16 @@ class Models:
         longest = max(map(len, rows))
         padded = [row + [PAD] * (longest - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.int64, device=self.device)
+
+
+def _wait_for_the_end_of(threads: Sequence[int]) -> None:
+    """Python calls a thread ended a moment before the system does, on Linux.
+
+    Until then it may hold a lock of the library of products, for which a process that is forked meanwhile
+    would wait for ever.
+    """
+    while any(os.path.exists(f"/proc/self/task/{number}") for number in threads):
+        time.sleep(1e-4)
 
 
 def _joined(models: Sequence[Transformer]) -> NextToken:
