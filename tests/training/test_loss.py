@@ -97,6 +97,23 @@ def test_two_backward_passes_add_up() -> None:
     torch.testing.assert_close((hidden.grad, weight.grad), expected)
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_what_stands_at_padding_counts_in_nothing(
+    broken: float, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "makes_kernels", lambda *_: kernels)
+    hidden, weight, targets = problem(torch.float32)
+    sums, gradients = [], []
+    for held in (0.0, broken):
+        filled = torch.where((targets == PAD)[..., None], held, hidden.detach()).requires_grad_()
+        loss, nll = sequence_loss(filled, weight, targets, 0.1)
+        sums.append((loss.detach(), nll))
+        gradients.append(torch.autograd.grad(loss, (filled, weight)))
+    torch.testing.assert_close(sums[1], sums[0], rtol=0, atol=0)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
+
+
 def test_nothing_but_padding_gives_zero_and_zero_gradients() -> None:
     hidden, weight, targets = problem()
     loss, nll = sequence_loss(hidden, weight, torch.full_like(targets, PAD), 0.1)

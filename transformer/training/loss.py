@@ -34,8 +34,9 @@ def sequence_loss(
     """Sum over target tokens of (1 - eps) nll + eps mean over V of -log p, and the sum of nll alone.
 
     `hidden` (B, T, D), `output_weight` (V, D), `targets` (B, T) int64; positions that are PAD count in
-    neither sum. The first result carries the gradient to `hidden` and `output_weight`; the second, from which
-    perplexity is computed, carries none. Both are scalars, float32 (float64 for float64 input).
+    neither sum, whatever `hidden` holds there. The first result carries the gradient to `hidden` and
+    `output_weight`; the second, from which perplexity is computed, carries none. Both are scalars, float32
+    (float64 for float64 input).
 
     Label smoothing is torch's definition: eps / V for each of the V tokens, the target included (Szegedy et
     al. 2016, arXiv 1512.00567, section 7). fairseq's and JoeyNMT's spread eps over V - 1 and V - 2 tokens:
@@ -76,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             spare = -count % _rows_at_once(rows, weight)
             rows, targets = F.pad(rows, (0, 0, 0, spare)), F.pad(targets, (0, spare), value=PAD)
         scored = (targets != PAD)[:, None]
-        inputs, matrix = rows.to(exact) * scored, weight.to(exact)
+        inputs, matrix = torch.where(scored, rows.to(exact), 0.0), weight.to(exact)
         wants_rows, wants_weight = (recorded and wants for wants in ctx.needs_input_grad[:2])
         with torch.autocast(rows.device.type, enabled=False):
             log_sum, target_logit, rows_gradient, weight_gradient = _in_chunks(
