@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=UNITS, default="train")
     parser.add_argument("--config", type=old_file, default=ROOT / "configs" / "multi30k.yaml")
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--run", type=Path, help="translate by this run's model, and what it was trained on")
+    parser.add_argument("--run", type=Path, help="translate by this run's model, of its shape, and its text")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of either task's products")
     parser.add_argument("--updates", type=at_least(1), default=8, help="of a round of training")
     parser.add_argument("--sentences", type=at_least(1), default=500, help="of a round of translation")

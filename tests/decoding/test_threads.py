@@ -203,11 +203,25 @@ def test_each_thread_has_its_share_of_torch_s(monkeypatch: pytest.MonkeyPatch) -
 
 
 @forks
-def test_threads_are_gone_before_a_process_may_be_forked() -> None:
-    """Forked while one ends, every 25th process waited for ever for a lock of the library of products."""
+@pytest.mark.parametrize("threads", [2, 6])
+def test_threads_are_gone_before_a_process_may_be_forked(threads: int) -> None:
+    """Python's and torch's: with six, two batches have three each."""
     model, config = Transformer(50, 50, **SHAPE), DecodeConfig(beam=1, max_length=1)
-    engine, before = Models([model], "float32"), set(os.listdir("/proc/self/task"))
+    engine, both = Models([model], "float32"), [each * 40 for each in batches()[:2]]
+    torch.set_num_threads(threads)
     with engine.working():
-        for _ in range(20):
-            engine.search_all(batches(), config)
+        engine.search(both[0], config)  # torch's threads are there
+        before = set(os.listdir("/proc/self/task"))
+        for _ in range(10):
+            engine.search_all(both, config)
             assert set(os.listdir("/proc/self/task")) <= before
+
+
+@forks
+def test_few_batches_are_forked_too_for_no_fork_may_follow_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Models, "search_all", None)
+    engine = ForkedModels([Transformer(50, 50, **SHAPE)], "float32")
+    with engine.working():
+        for number in (2, 5):
+            assert len(engine.search_all(batches()[:number], DecodeConfig())) == number
+            assert len(engine._workers) == min(number, 3)

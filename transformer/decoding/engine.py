@@ -164,19 +164,14 @@ class Models:
             finally:
                 free.put(model)
 
-        numbers: list[int] = []
-
-        def begin() -> None:
-            numbers.append(threading.get_native_id())
-            torch.set_num_threads(threads // workers)
-
-        pool = ThreadPoolExecutor(workers, initializer=begin)
+        before = _system_threads()
+        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
         try:
             return list(pool.map(work, batches))
         finally:
             pool.shutdown(cancel_futures=True)
-            _wait_for_the_end_of(numbers)
             torch.set_num_threads(threads)  # the workers' number is also what new threads begin with
+            _wait_for_the_end_of_others(before)
 
     def _search(
         self, model: NextToken, requests: Sequence[Request], config: DecodeConfig
@@ -198,13 +193,21 @@ class Models:
         return torch.tensor(padded, dtype=torch.int64, device=self.device)
 
 
-def _wait_for_the_end_of(threads: Sequence[int]) -> None:
-    """Python calls a thread ended a moment before the system does, on Linux.
+def _system_threads() -> set[int]:
+    """On Linux, the numbers of this process's threads, Python's and torch's; elsewhere none."""
+    return set(map(int, os.listdir("/proc/self/task"))) if os.path.isdir("/proc/self/task") else set()
 
-    Until then it may hold a lock of the library of products, for which a process that is forked meanwhile
-    would wait for ever.
+
+def _wait_for_the_end_of_others(kept: set[int]) -> None:
+    """Python calls a thread ended a moment before the system does, and torch's helpers end later still.
+
+    Until then they may hold locks of the library of products, for which a process that is forked meanwhile
+    would wait for ever. What is there after a second is somebody else's.
     """
-    while any(os.path.exists(f"/proc/self/task/{number}") for number in threads):
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        if _system_threads() <= kept | {each.native_id or 0 for each in threading.enumerate()}:
+            return
         time.sleep(1e-4)
 
 

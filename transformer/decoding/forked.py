@@ -2,8 +2,10 @@
 
 A search is thousands of short operators, and after each its thread needs the interpreter again. A forked
 process has its own, begins at once and shares the parameters. It is for programs that do little else, as
-translate.py: a process that is forked while other threads hold locks may wait for these forever. Whoever
-forks a process of his own after torch has worked, a daemon say, gives it one thread: torch's are not forked.
+translate.py: a process that is forked while other threads hold locks may wait for these forever, and those
+that end hold some of MKL's. So few batches are for few processes, not for threads, after which a larger
+chunk would be forked. Whoever forks a process of his own after torch has worked, a daemon say, gives it one
+thread: torch's are not forked.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ Found = list[list[Hypothesis]]
 class ForkedModels(Models):
     """`Models` whose `search_all`, on Linux and a CPU, has one process of one thread for each torch has.
 
+    At most one for each batch; a single one is searched here, on all threads.
     They live as long as `working`, so that they have the weights of that time. Raises what searching raises,
     and WorkerLost when a process is killed.
     """
@@ -50,9 +53,9 @@ class ForkedModels(Models):
                             worker.end()
 
     def search_all(self, batches: Sequence[Sequence[Request]], config: DecodeConfig) -> list[Found]:
-        processes = torch.get_num_threads()
+        processes = min(torch.get_num_threads(), len(batches))
         forks = sys.platform == "linux" and not multiprocessing.current_process().daemon
-        if not (self._packed and forks and 1 < processes <= len(batches)):
+        if not (self._packed and forks and processes > 1):
             return super().search_all(batches, config)
         if sys.stdout is not None:
             sys.stdout.flush()  # what is wrong with it is not the fork's fault
