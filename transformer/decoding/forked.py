@@ -33,9 +33,9 @@ Found = list[list[Hypothesis]]
 class ForkedModels(Models):
     """`Models` whose `search_all`, on Linux and a CPU, has one process of one thread for each torch has.
 
-    At most one for each batch; a single one is searched here, on all threads.
-    They live as long as `working`, so that they have the weights of that time. Raises what searching raises,
-    and WorkerLost when a process is killed.
+    There are no more of them than batches; a single batch is searched here, on all threads. Processes live as
+    long as `working`, so that they have the weights of that time. Raises what searching raises, and
+    WorkerLost when a process is killed.
     """
 
     _workers: list[_Worker]
