@@ -16,7 +16,6 @@ from benchmarks.lever_training import lengthening
 from transformer.decoding import beam as beam_module
 from transformer.decoding import columns as columns_module
 from transformer.decoding import engine as engine_module
-from transformer.decoding import next_token as next_token_module
 from transformer.decoding import ranking as ranking_module
 from transformer.decoding.cache import DecoderCache
 from transformer.decoding.columns import SelfAttentionCache
@@ -25,7 +24,6 @@ from transformer.decoding.engine import Models
 from transformer.decoding.forked import ForkedModels
 from transformer.decoding.translator import LineTranslator
 from transformer.model.packing import can_be_packed
-from transformer.model.transformer import Transformer
 from transformer.modules import attention as attention_module
 from transformer.modules import int8 as int8_module
 from transformer.modules import packed as packed_module
@@ -84,15 +82,6 @@ def short_rows() -> AbstractContextManager[object]:
 
 def kernel_attention() -> AbstractContextManager[object]:
     return patch.object(attention_module, "_faster_written_out", lambda *_: False)
-
-
-def all_logits_at_once() -> AbstractContextManager[object]:
-    """What one would write: memory of its own for each step."""
-
-    def naive(model: Transformer) -> Callable[[Tensor], Tensor]:
-        return lambda hidden: next_token_module._log_softmax(model.project(hidden))
-
-    return patch.object(next_token_module, "_LogProbs", naive)
 
 
 def int8_by_float32() -> AbstractContextManager[object]:
@@ -207,10 +196,6 @@ LEVERS: dict[str, Lever] = {
         "rows of softmax shorter than a vector are lengthened (against as they are)",
         short_rows,
         missing=lambda setting: lengthening(),
-    ),
-    "log p": Lever(
-        "log-probabilities of some rows at a time, where the last were (against all at once, in new memory)",
-        all_logits_at_once,
     ),
     "blocks": Lever("the best of a row by blocks (against topk)", by_topk, missing=a_beam),
     "packed": Lever(

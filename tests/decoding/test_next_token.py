@@ -17,11 +17,8 @@ from torch import Tensor
 from transformer import PLACEMENTS, Transformer
 from transformer.core.errors import CheckpointError
 from transformer.decoding import DecoderCache, Ensemble, Limits, ModelNextToken, beam_search
-from transformer.decoding import next_token as module
 from transformer.decoding.columns import SelfAttentionCache
-from transformer.model.packing import Packed
 from transformer.modules.masks import padding_mask
-from transformer.modules.products import has_onednn
 
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
 
@@ -80,50 +77,6 @@ def test_rows_may_be_selected_before_the_first_step() -> None:
         some = continuation.step(torch.full((3,), 2))
         every = ModelNextToken(model).start(source).step(torch.full((3,), 2))
     torch.testing.assert_close(some, every[[2, 2, 1]], **EXACT)
-
-
-NUMBERS = {
-    "float64": None,
-    "float32": torch.float32,
-    "bf16": torch.bfloat16,
-    "int8": torch.int8,
-}
-
-
-@pytest.mark.parametrize("numbers", NUMBERS)
-@pytest.mark.parametrize("almost_one_more", [False, True])
-def test_log_probabilities_in_parts_are_those_of_all_logits_at_once(
-    numbers: str, almost_one_more: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of 4 rows, and of a shorter format 3 to convert, in memory that the next call uses again."""
-    dtype, vocabulary = NUMBERS[numbers], 23
-    if dtype is not None and not has_onednn():
-        pytest.skip("this torch has no such products here")
-    model = tiny(vocabulary)
-    if dtype is not None:
-        model = Packed(model.float(), dtype).copy()
-    spare = vocabulary - 1 if almost_one_more else 0  # room that is not a row's
-    for name, rows in (("_AT_A_TIME", 4), ("_CONVERTED", 3)):
-        monkeypatch.setattr(module, name, rows * vocabulary + spare)
-    projected, project = [], model.project
-
-    def counted(hidden: Tensor) -> Tensor:
-        projected.append(len(hidden))
-        return project(hidden)
-
-    monkeypatch.setattr(model, "project", counted)
-    draws = torch.Generator().manual_seed(1)
-    with torch.inference_mode():
-        found_by = module._LogProbs(model)
-        for rows in (10, 6, 17, 3, 1, 17):
-            hidden = torch.randn(rows, 8, generator=draws, dtype=next(model.parameters()).dtype)
-            projected.clear()
-            found = found_by(hidden)
-            assert projected == [min(4, rows - at) for at in range(0, rows, 4)]
-            logits = project(hidden)
-            wanted = (logits if numbers == "float64" else logits.float()).log_softmax(-1)
-            exact = {"float64": 1e-12, "float32": 1e-5, "bf16": 0.05, "int8": 1e-5}[numbers]
-            torch.testing.assert_close(found, wanted, rtol=0, atol=exact)
 
 
 def columns_of(rows: int, keys: Tensor, held: Tensor | None) -> list[Tensor]:

@@ -17,7 +17,6 @@ from benchmarks import lever_translation, lever_translation_checks, levers
 from benchmarks.lever_setting import Setting, Task
 from transformer.cli.train import main as train
 from transformer.core.errors import CheckpointError
-from transformer.decoding import next_token
 from transformer.decoding.cache import DecoderCache
 from transformer.decoding.columns import BLOCK, SelfAttentionCache, SharedColumns
 from transformer.model.packing import can_be_packed
@@ -97,7 +96,6 @@ def test_off_rows_have_columns_of_their_own(setting: Setting) -> None:
     [
         ("rows", attention, "softmax"),
         ("written out", attention, "softmax"),
-        ("log p", next_token, "_LogProbs"),
     ],
 )
 def test_off_the_fast_function_is_not_called(name: str, module: Any, fast: str, setting: Setting) -> None:

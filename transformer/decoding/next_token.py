@@ -85,35 +85,6 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
-# So many logits at a time are made in memory that need not be asked for anew, and so many of a shorter format
-# become float32 at a time, which stay in a processor's cache.
-_AT_A_TIME, _CONVERTED = 1 << 22, 1 << 18
-
-
-class _LogProbs:
-    """Hidden (R, D) -> log-probabilities (R, V), in memory that the next call writes again."""
-
-    def __init__(self, model: Transformer) -> None:
-        self.model = model
-        self._kept: Tensor | None = None
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        rows, vocabulary = len(hidden), self.model.target_vocab
-        if self._kept is None or len(self._kept) < rows:
-            dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-            self._kept = hidden.new_empty(rows, vocabulary, dtype=dtype)
-        kept = self._kept[:rows]
-        if hidden.device.type != "cpu":
-            return torch.log_softmax(self.model.project(hidden).to(kept.dtype), -1, out=kept)
-        each = max(_AT_A_TIME // vocabulary, 1)
-        for part, out in zip(torch.split(hidden, each), torch.split(kept, each), strict=True):
-            logits = self.model.project(part)
-            few = len(part) if logits.dtype == kept.dtype else max(_CONVERTED // vocabulary, 1)
-            for some, place in zip(torch.split(logits, few), torch.split(out, few), strict=True):
-                torch.log_softmax(some.to(kept.dtype), -1, out=place)
-        return kept
-
-
 class _Cached:
     """Each step decodes one column."""
 
@@ -123,12 +94,11 @@ class _Cached:
         config = model.config
         self.cache = DecoderCache(config.decoder_layers, len(source), source.device, config.attention_window)
         self.row_mask = self.mask
-        self.log_probs = _LogProbs(model)
 
     def step(self, tokens: Tensor) -> Tensor:
         # Memory has a row per sentence: the cache reads it once, and serves rows from then on.
         hidden = self.model.decode(tokens[:, None], self.memory, self.row_mask, self.cache)
-        return self.log_probs(hidden.squeeze(1))
+        return _log_softmax(self.model.project(hidden.squeeze(1)))
 
     def select(self, rows: Tensor) -> None:
         if (kept := self.cache.select(rows)) is not None:
