@@ -5,8 +5,8 @@
 
 Writes OUT/points.jsonl, and from it table.md, table.json and a figure for each part. Every point is measured
 in a process of its own (benchmarks/scaling_point.py), one after the other; each round goes through all
-points, every other one backwards. A point that points.jsonl has is not measured again, so that an interrupted
-call goes on. About twenty minutes on two idle cores.
+points, every other one backwards. A point that points.jsonl has of this processor is not measured again, so
+that an interrupted call goes on. A round takes about half an hour on two idle cores.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from provenance import processor
 from scaling_figures import draw
 
 from transformer import NORMS, PLACEMENTS
@@ -137,18 +138,22 @@ def measured(point: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def run(todo: Sequence[dict[str, Any]], rounds: int, file: Path) -> list[dict[str, Any]]:
-    """Measure what the file does not have, a line for each point and round; all rows, old ones too."""
+def run(
+    todo: Sequence[dict[str, Any]], rounds: int, file: Path, measure: bool = True
+) -> list[dict[str, Any]]:
+    """Measure what the file does not have, a line for each point and round; all rows of this processor."""
+    here = processor()
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = [row for row in rows if row.get("processor") == here]
     have = {json.dumps([row["point"], row["round"]]) for row in rows if "skipped" not in row["found"]}
     left = [
         (point, turn)
         for turn in range(rounds)
         for point in (todo if turn % 2 == 0 else todo[::-1])
-        if json.dumps([point, turn]) not in have
+        if measure and json.dumps([point, turn]) not in have
     ]
     for number, (point, turn) in enumerate(left, start=1):
-        row = {"point": point, "round": turn, "commit": commit(), "found": measured(point)}
+        row = {"point": point, "round": turn, "processor": here, "commit": commit(), "found": measured(point)}
         rows.append(row)
         with file.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
@@ -168,15 +173,28 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         entry: dict[str, Any] = {"name": point["name"], "x": point["x"], "rounds": len(good)}
         if not good:
             entry["skipped"] = founds[-1]["skipped"]
-        for key in good[0] if good else ():
+        for key in [key for key in good[0] if key != "rounds"] if good else ():
             values = [found[key] for found in good]
             plain = isinstance(values[0], int | float)
             entry[key] = statistics.median(values) if plain else values[-1]
         for key in ("speed", "ratio", "whole"):
             if key in entry:
-                entry["least"], entry["most"] = (pick(found[key] for found in good) for pick in (min, max))
+                turns = [value for found in good for value in found.get("rounds", [found[key]])]
+                entry["least"], entry["most"] = min(turns), max(turns)
         parts.setdefault(point["part"], []).append(entry)
     return parts
+
+
+def made_by(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """What made the rows: processor, threads, versions of torch and commits."""
+    found = [row["found"] for row in rows if "skipped" not in row["found"]]
+    values = {
+        "processor": (row["processor"] for row in rows),
+        "threads": (each["threads"] for each in found),
+        "torch": (each["torch"] for each in found),
+        "commit": (str(row["commit"])[:12] for row in rows),
+    }
+    return {key: sorted(set(each)) for key, each in values.items()}
 
 
 def tables(parts: dict[str, list[dict[str, Any]]]) -> str:
@@ -195,7 +213,8 @@ def tables(parts: dict[str, list[dict[str, Any]]]) -> str:
     return "\n\n".join(text) + "\n"
 
 
-# Columns after the name. Ranges are over the rounds; memory before is that of libraries, text and weights.
+# Columns after the name. Ranges are over the rounds, of speeds also those within a process. Memory before is
+# that of libraries, text and weights.
 SPEED = [
     "target tokens/s",
     "rounds",
@@ -251,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0 leaves torch's choice")
     parser.add_argument("--only", help="points whose name holds this")
+    parser.add_argument("--report", action="store_true", help="measure nothing: tables of what is there")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a test, no measurement")
     arguments = parser.parse_args(argv)
     chosen = [
@@ -260,13 +280,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if point["part"] in (arguments.part or names) and (arguments.only or "") in point["name"]
     ]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = run(chosen, arguments.rounds, arguments.out / "points.jsonl")
-    parts = summary(rows)
-    commits = sorted({str(row["commit"]) for row in rows})
-    (arguments.out / "table.json").write_text(
-        json.dumps({"commits": commits, "parts": parts}, indent=1) + "\n"
-    )
-    (arguments.out / "table.md").write_text(tables(parts), encoding="utf-8")
+    rows = run(chosen, arguments.rounds, arguments.out / "points.jsonl", measure=not arguments.report)
+    parts, facts = summary(rows), made_by(rows)
+    (arguments.out / "table.json").write_text(json.dumps(facts | {"parts": parts}, indent=1) + "\n")
+    said = "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in facts.items())
+    (arguments.out / "table.md").write_text(f"{said}.\n\n{tables(parts)}", encoding="utf-8")
     for part, entries in parts.items():
         draw(part, [entry for entry in entries if "skipped" not in entry], arguments.out / f"{part}.png")
     print(tables(parts))

@@ -79,9 +79,11 @@ def test_a_call_goes_on_where_another_ended(
         measured.append(point["name"])
         if point["name"] == "rms" and len(measured) < 10:
             return {"skipped": "exit code 1: out of memory"}
-        return {"ratio": 1 + len(measured) / 10, "seconds": 0.5, "memory": 2**20, "parameters": 7}
+        made = {"ratio": 1 + len(measured) / 10, "seconds": 0.5, "memory": 2**20, "parameters": 7}
+        return made | {"threads": 2, "torch": "2.99"}
 
     monkeypatch.setattr(scaling, "measured", measure)
+    monkeypatch.setattr(scaling, "processor", lambda: "Fast 9000")
     command = ["--out", str(tmp_path), "--part", "norms", "--rounds", "2"]
     assert scaling.main([*command, "--only", "l"]) == 0  # layer, layer_simple, scale
     assert measured == [*measured[:3], *measured[2::-1]], "the second round goes backwards"
@@ -96,6 +98,24 @@ def test_a_call_goes_on_where_another_ended(
     assert layer["rounds"] == 2
     assert (tmp_path / "norms.png").stat().st_size > 1000
     assert "| rms |" in capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text().startswith("processor Fast 9000; threads 2; torch 2.99;")
+    before = len(measured)
+    assert scaling.main(["--out", str(tmp_path), "--rounds", "2", "--report"]) == 0
+    assert len(measured) == before, "a report is of what is there"
+    assert list(json.loads((tmp_path / "table.json").read_text())["parts"]) == ["norms"]
+    monkeypatch.setattr(scaling, "processor", lambda: "Slow 1")
+    assert scaling.main([*command, "--only", "rms"]) == 0
+    assert len(measured) == before + 4, "what another processor has made is not counted"
+    assert (tmp_path / "table.md").read_text().startswith("processor Slow 1;")
+
+
+def test_a_range_is_over_all_rounds() -> None:
+    point = {"part": "width", "name": "pre", "x": 64}
+    founds = [{"speed": 5.0, "rounds": [1.0, 5.0, 7.0]}, {"speed": 7.0, "rounds": [2.0, 7.0, 9.0]}]
+    rows = [{"point": point, "round": i, "found": found} for i, found in enumerate(founds)]
+    (entry,) = scaling.summary(rows)["width"]
+    assert [entry[key] for key in ("least", "speed", "most")] == [1.0, 6.0, 9.0]
+    assert entry["rounds"] == 2
 
 
 @pytest.mark.parametrize("part", [*scaling.SWEEPS, "preparation"])

@@ -300,7 +300,12 @@ def test_a_package_that_cannot_be_imported_is_a_finding_and_no_traceback(
     [
         ("matplotlib", "import os\nos.abort()", r"note +extra report +.* signal 6 "),
         ("matplotlib", "raise SystemExit(0)", r"note +extra report +.*SystemExit"),
-        ("matplotlib", "import os\nos._exit(0)", r"note +extra report +.* exit code 0"),
+        pytest.param(
+            "matplotlib",
+            "import os\nos._exit(0)",
+            r"note +extra report +.* exit code 0",
+            marks=pytest.mark.slow,
+        ),
         ("typing_extensions", "raise ValueError('cut short')", r"wrong +packages +typing_ext.*cut short"),
     ],
 )

@@ -31,6 +31,7 @@ def test_a_run_is_handed_on_to_two_processes_to_four_and_back(tmp_path: Path) ->
     assert handed_on(tmp_path).good
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo on one machine, and POSIX signals")
 def test_four_processes_make_the_updates_of_one_and_end_when_one_is_killed(tmp_path: Path) -> None:
     rows = compare(4, tmp_path, ("pre",), resumed=False)

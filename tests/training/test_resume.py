@@ -137,8 +137,14 @@ def test_a_run_interrupted_mid_epoch_and_resumed_is_the_straight_run(
     assert_same(resumed, straight)
 
 
-@pytest.mark.parametrize("norm", ["layer", "batch", "power"])
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("norm", "number"),
+    [
+        pytest.param(norm, number, marks=[] if i == number else pytest.mark.slow)
+        for i, norm in enumerate(["batch", "power", "layer"], start=1)
+        for number in (1, 2, 3)
+    ],
+)
 def test_a_signal_between_two_micro_batches_leaves_the_state_before_the_update(
     norm: str, number: int, workshop: Any
 ) -> None:
