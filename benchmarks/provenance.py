@@ -15,7 +15,21 @@ def commit_of(checkout: Path) -> str:
 
 def processor() -> str:
     """Its name as the system has it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+    return _told().get("model name", platform.machine())
+
+
+def processor_model() -> str:
+    """The name with family and model, where these are told: a name alone may be that of many."""
+    numbers = [f"{key} {_told()[name]}" for key, name in NUMBERS.items() if name in _told()]
+    return ", ".join([processor(), *numbers])
+
+
+NUMBERS = {"family": "cpu family", "model": "model"}
+
+
+def _told() -> dict[str, str]:
+    """What the system says of its first processor."""
+    file = Path("/proc/cpuinfo")
+    first = file.read_text().partition("\n\n")[0] if file.exists() else ""
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from provenance import processor
+from provenance import processor_model
 from scaling_figures import draw
 
 from transformer import NORMS, PLACEMENTS
@@ -70,14 +70,8 @@ def points(quick: bool) -> Iterator[dict[str, Any]]:
     yield pair("observing", "log line at each update", {}, log=True)
     for text, sizes in PREPARED.items():
         for x in sizes:
-            yield {
-                "part": "preparation",
-                "name": text,
-                "x": x,
-                "kind": "prepare",
-                "text": text,
-                "pairs": x,
-            } | {"vocabulary": 2000 if text == "demo" else 6000}
+            point = {"part": "preparation", "name": text, "x": x, "kind": "prepare", "text": text, "pairs": x}
+            yield point | {"vocabulary": 2000 if text == "demo" else 6000}
 
 
 def sweep(part: str, x: int) -> Iterator[dict[str, Any]]:
@@ -138,19 +132,20 @@ def measured(point: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def run(
-    todo: Sequence[dict[str, Any]], rounds: int, file: Path, measure: bool = True
-) -> list[dict[str, Any]]:
+def kept(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def run(todo: Sequence[dict[str, Any]], rounds: int, file: Path) -> list[dict[str, Any]]:
     """Measure what the file does not have, a line for each point and round; all rows of this processor."""
-    here = processor()
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    rows = [row for row in rows if row.get("processor") == here]
+    here = processor_model()
+    rows = [row for row in kept(file) if row.get("processor") == here]
     have = {json.dumps([row["point"], row["round"]]) for row in rows if "skipped" not in row["found"]}
     left = [
         (point, turn)
         for turn in range(rounds)
         for point in (todo if turn % 2 == 0 else todo[::-1])
-        if measure and json.dumps([point, turn]) not in have
+        if json.dumps([point, turn]) not in have
     ]
     for number, (point, turn) in enumerate(left, start=1):
         row = {"point": point, "round": turn, "processor": here, "commit": commit(), "found": measured(point)}
@@ -164,7 +159,7 @@ def run(
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """For each part its points: medians over the rounds, and the least and the largest of the main number."""
+    """For each part its points: medians over the rounds, and the range of the main number."""
     parts: dict[str, list[dict[str, Any]]] = {}
     for text in dict.fromkeys(json.dumps(row["point"]) for row in rows):
         point = json.loads(text)
@@ -189,7 +184,7 @@ def made_by(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """What made the rows: processor, threads, versions of torch and commits."""
     found = [row["found"] for row in rows if "skipped" not in row["found"]]
     values = {
-        "processor": (row["processor"] for row in rows),
+        "processor": (str(row.get("processor")) for row in rows),
         "threads": (each["threads"] for each in found),
         "torch": (each["torch"] for each in found),
         "commit": (str(row["commit"])[:12] for row in rows),
@@ -217,7 +212,7 @@ def tables(parts: dict[str, list[dict[str, Any]]]) -> str:
 # that of libraries, text and weights.
 SPEED = [
     "target tokens/s",
-    "rounds",
+    "from, to",
     "share of limit",
     "MiB",
     "MiB before",
@@ -270,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0 leaves torch's choice")
     parser.add_argument("--only", help="points whose name holds this")
-    parser.add_argument("--report", action="store_true", help="measure nothing: tables of what is there")
+    parser.add_argument("--report", action="store_true", help="measure nothing: tables of all that is there")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a test, no measurement")
     arguments = parser.parse_args(argv)
     chosen = [
@@ -279,9 +274,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for point in points(arguments.quick)
         if point["part"] in (arguments.part or names) and (arguments.only or "") in point["name"]
     ]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = run(chosen, arguments.rounds, arguments.out / "points.jsonl", measure=not arguments.report)
+    file = arguments.out / "points.jsonl"
+    if arguments.report:
+        rows = [row for row in kept(file) if row["point"]["part"] in (arguments.part or names)]
+    else:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        rows = run(chosen, arguments.rounds, file)
     parts, facts = summary(rows), made_by(rows)
+    if arguments.report and (len(facts["processor"]), len(facts["threads"])) != (1, 1):
+        parser.error(f"{file} is to hold points of one processor and number of threads, not of {facts}")
     (arguments.out / "table.json").write_text(json.dumps(facts | {"parts": parts}, indent=1) + "\n")
     said = "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in facts.items())
     (arguments.out / "table.md").write_text(f"{said}.\n\n{tables(parts)}", encoding="utf-8")

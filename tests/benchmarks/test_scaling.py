@@ -83,7 +83,7 @@ def test_a_call_goes_on_where_another_ended(
         return made | {"threads": 2, "torch": "2.99"}
 
     monkeypatch.setattr(scaling, "measured", measure)
-    monkeypatch.setattr(scaling, "processor", lambda: "Fast 9000")
+    monkeypatch.setattr(scaling, "processor_model", lambda: "Fast 9000")
     command = ["--out", str(tmp_path), "--part", "norms", "--rounds", "2"]
     assert scaling.main([*command, "--only", "l"]) == 0  # layer, layer_simple, scale
     assert measured == [*measured[:3], *measured[2::-1]], "the second round goes backwards"
@@ -100,13 +100,22 @@ def test_a_call_goes_on_where_another_ended(
     assert "| rms |" in capsys.readouterr().out
     assert (tmp_path / "table.md").read_text().startswith("processor Fast 9000; threads 2; torch 2.99;")
     before = len(measured)
-    assert scaling.main(["--out", str(tmp_path), "--rounds", "2", "--report"]) == 0
+    assert scaling.main(["--out", str(tmp_path), "--rounds", "1", "--report"]) == 0
+    table = json.loads((tmp_path / "table.json").read_text())["parts"]["norms"]
+    assert max(entry["rounds"] for entry in table) == 2, "of all that is there"
     assert len(measured) == before, "a report is of what is there"
     assert list(json.loads((tmp_path / "table.json").read_text())["parts"]) == ["norms"]
-    monkeypatch.setattr(scaling, "processor", lambda: "Slow 1")
+    monkeypatch.setattr(scaling, "processor_model", lambda: "Slow 1")
     assert scaling.main([*command, "--only", "rms"]) == 0
     assert len(measured) == before + 4, "what another processor has made is not counted"
     assert (tmp_path / "table.md").read_text().startswith("processor Slow 1;")
+    with pytest.raises(SystemExit):
+        scaling.main(["--out", str(tmp_path), "--report"])
+    assert "one processor and number of threads, not of {'processor': ['Fast" in capsys.readouterr().err
+    assert (tmp_path / "table.md").read_text().startswith("processor Slow 1;"), "and is not overwritten"
+    with pytest.raises(SystemExit):
+        scaling.main(["--out", str(tmp_path / "none"), "--report"])
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_range_is_over_all_rounds() -> None:

@@ -79,6 +79,20 @@ def test_rows_may_be_selected_before_the_first_step() -> None:
     torch.testing.assert_close(some, every[[2, 2, 1]], **EXACT)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_log_probabilities_are_of_float32_at_least(dtype: torch.dtype) -> None:
+    """Of a model as it is, and of one whose products give a shorter format."""
+    model, source = tiny().float(), sources(3, 5)
+    project = model.project
+    model.project = lambda hidden: project(hidden).to(dtype)  # type: ignore[method-assign]
+    with torch.inference_mode():
+        found = ModelNextToken(model).start(source).step(torch.full((3,), 2))
+        scored = ModelNextToken(model).token_log_probs(source, torch.full((3, 1), 2), torch.full((3, 1), 5))
+    assert found.dtype == scored.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(3, dtype=found.dtype), rtol=0, atol=1e-6)
+    torch.testing.assert_close(scored[:, 0], found[:, 5], rtol=0, atol=1e-6 if dtype.itemsize > 2 else 0.02)
+
+
 def columns_of(rows: int, keys: Tensor, held: Tensor | None) -> list[Tensor]:
     """The columns of keys or values (G, H, C, K) that each row sees, in order: (H, L, K)."""
     groups, _, capacity, _ = keys.shape
