@@ -6,7 +6,7 @@
 Writes OUT/points.jsonl, and from it table.md, table.json and a figure for each part. Every point is measured
 in a process of its own (benchmarks/scaling_point.py), one after the other; each round goes through all
 points, every other one backwards. A point that points.jsonl has of this processor is not measured again, so
-that an interrupted call goes on. A round takes about half an hour on two idle cores.
+that an interrupted call goes on. A round takes some 45 minutes on two idle cores.
 """
 
 from __future__ import annotations
