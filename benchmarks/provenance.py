@@ -20,11 +20,9 @@ def processor() -> str:
 
 def processor_model() -> str:
     """The name with family and model, where these are told: a name alone may be that of many."""
-    numbers = [f"{key} {_told()[name]}" for key, name in NUMBERS.items() if name in _told()]
-    return ", ".join([processor(), *numbers])
-
-
-NUMBERS = {"family": "cpu family", "model": "model"}
+    told = _told()
+    numbers = {"family": told.get("cpu family"), "model": told.get("model")}
+    return ", ".join([processor(), *(f"{key} {number}" for key, number in numbers.items() if number)])
 
 
 def _told() -> dict[str, str]:
