@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -11,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_python import has_servers
 
+ASKS = "import sys; print('torch' in sys.modules)"
 PROGRAM = "import os, sys; print(sys.argv, os.getcwd(), os.environ['HELLO'], sys.stdin.read(), __name__)"
 
 
@@ -86,8 +90,38 @@ def test_who_is_killed_takes_it_along(warm_python: str) -> None:
         os.close(fork)
 
 
+@pytest.mark.skipif(not has_servers, reason="a new one is started here")
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [(b"", b""), (b"r", b""), (b"r", b'{"words": ["-c"'), (b"r", None), (b"k", b"")],
+    ids=["nothing", "no line", "half a line", "all", "kept"],
+)
+def test_who_is_gone_before_the_answer_leaves_it_to_the_others(
+    warm_python: str, said: bytes, line: bytes | None, tmp_path: Path
+) -> None:
+    told = {"words": ["-c", "pass"], "environment": {}, "folder": str(tmp_path), "ignored": False}
+    told |= {"unbuffered": False, "program": warm_python}
+    whole = json.dumps(told).encode() + b"\n"
+    with open(os.devnull, "r+b") as null:
+        for _ in range(5):
+            with socket.socket(socket.AF_UNIX) as asking:
+                asking.connect(os.environ["WARM_PYTHON"])
+                socket.send_fds(asking, [said], [null.fileno()] * 3 if said == b"r" else [])
+                asking.sendall(whole if line is None else line)
+    assert both(warm_python, "-c", ASKS)[1].stdout == "True\n", "the server still answers"
+
+
+def test_where_no_server_is_a_new_one_is_started(warm_python: str, tmp_path: Path) -> None:
+    code = Path(warm_python).read_text().replace(os.environ["WARM_PYTHON"], str(tmp_path / "none"))
+    program = tmp_path / "python"
+    program.write_text(code)
+    program.chmod(0o755)
+    cold, other = both(str(program), "-c", ASKS)
+    assert cold.stdout == other.stdout == "False\n"
+
+
 def test_it_has_torch_and_the_options_of_an_interpreter_are_the_real_ones(warm_python: str) -> None:
-    cold, warm = both(warm_python, "-c", "import sys; print('torch' in sys.modules)")
+    cold, warm = both(warm_python, "-c", ASKS)
     assert (cold.stdout, warm.stdout) == ("False\n", "True\n" if warm_python != sys.executable else "False\n")
     cold, warm = both(warm_python, "-S", "-c", "import sys; print('torch' in sys.modules, sys.flags.no_site)")
     assert warm.stdout == cold.stdout == "False 1\n"

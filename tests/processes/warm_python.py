@@ -35,7 +35,9 @@ def ask(place: str, python: str) -> NoReturn:
         words[1:2] == OWN_ID or not words or (words[0].startswith("-") and words[0] not in ("-c", "-m"))
     ):  # of the interpreter's own
         os.execv(python, [python, *words])
-    child, early = 0, list[int]()
+    server, child, early = socket.socket(socket.AF_UNIX), 0, list[int]()
+    if server.connect_ex(place):  # it has ended: slower, and no less right
+        os.execv(python, [python, *sys.argv[1:]])
 
     def pass_on(number: int, frame: object) -> None:
         if child:
@@ -46,8 +48,7 @@ def ask(place: str, python: str) -> NoReturn:
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     for number in (signal.SIGTERM, signal.SIGINT):  # what is ignored the fork ignores, unless it is told
         signal.signal(number, pass_on)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(place)
+    with server:
         server.sendmsg([b"r"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (0, 1, 2)))])
         told = {"words": words, "environment": dict(os.environ), "folder": os.getcwd(), "ignored": ignored}
         told |= {"unbuffered": unbuffered, "program": program}
@@ -121,25 +122,36 @@ def serve(place: str) -> None:
         selector.register(starter, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
+                if (
+                    selector.get_map().get(key.fd) is not key
+                ):  # closed by an event before, its number another's
+                    continue
                 if key.fileobj is listener:
                     connection, _ = listener.accept()
                     kind, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
                     if kind == b"k":
-                        connection.sendall(kind)
+                        with suppress(BrokenPipeError):
+                            connection.sendall(kind)
                         keeping.add(connection)
                         selector.register(connection, selectors.EVENT_READ)
                     elif kind == b"r":
                         with connection.makefile("r") as lines:
-                            told = json.loads(lines.readline())
+                            line = lines.readline()
+                        if not line.endswith("\n"):  # who asked was killed meanwhile
+                            for descriptor in descriptors:
+                                os.close(descriptor)
+                            connection.close()
+                            continue
                         child = os.fork()
                         if not child:
                             for each in [*selector.get_map().values()]:
                                 os.close(each.fd)
                             connection.close()
-                            become(told, descriptors)
+                            become(json.loads(line), descriptors)
                         for descriptor in descriptors:
                             os.close(descriptor)
-                        connection.sendall(f"{child}\n".encode())
+                        with suppress(BrokenPipeError):  # killed before this: `selector` tells it, too
+                            connection.sendall(f"{child}\n".encode())
                         watched = os.pidfd_open(child)
                         children[watched] = child, connection
                         selector.register(watched, selectors.EVENT_READ)
@@ -151,7 +163,7 @@ def serve(place: str) -> None:
                     os.close(key.fd)
                     if connection.fileno() >= 0:
                         selector.unregister(connection)
-                        with connection:
+                        with connection, suppress(BrokenPipeError):
                             connection.sendall(f"{code}\n".encode())
                 elif key.fileobj in keeping:
                     keeping.remove(key.fileobj)  # type: ignore[arg-type]
