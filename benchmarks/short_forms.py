@@ -1,6 +1,7 @@
-"""Which tests of `make test` are the short form of which rows of the table of reliability.py.
+"""Which tests are the short form of which rows of the table of reliability.py.
 
-A pattern of rows' names (`*`) to tests, or to words where there is none. A row has exactly one pattern.
+A pattern of rows' names (`*`) to a test; a row has exactly one pattern. `make test` has them but for those of
+the patterns in `SLOW`, which `make slow` has: others take the same ways.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ RANKS = "tests/training/test_ranks.py::test_"
 ALIKE = f"{RANKS}two_processes_make_the_updates_of_one_and_end_when_one_is_killed"
 FOUR = f"{RANKS}four_processes_make_the_updates_of_one_and_end_when_one_is_killed"
 READ = f"{HOSTILE}nothing_that_is_read_runs_climbs_out_or_is_waited_for"
-NOWHERE = "none"
 
 SHORT = {
     # runs
@@ -36,7 +36,8 @@ SHORT = {
     "SIGKILL to one of two processes, which torchrun starts anew": TWO,
     "SIGKILL to one of two processes; resumed by hand": TWO,
     "SIGTERM to one of two processes": TWO,
-    "SIGTERM to torchrun *": TWO,
+    "SIGTERM to torchrun with two processes": TWO,
+    "SIGTERM to torchrun and to both processes, *": TWO,
     "SIGTERM to one of two processes while they load a saved run": TWO,
     "two processes *": TWO,
     "SIGTERM to one of two processes that wait for a third, without torchrun": TWO,
@@ -91,6 +92,14 @@ SHORT = {
     "a line of 1 GB in *": f"{HOSTILE}a_long_line_of_the_text_is_left_out_or_refused",
 }
 
+SLOW = {
+    "SIGKILL to one of two processes, which torchrun starts anew",
+    "SIGTERM to torchrun with two processes",
+    "SIGTERM to one of two processes that wait for a third, without torchrun",
+    "4 processes beside one, *",
+    "one of 4 processes killed in the middle of an update",
+}
+
 
 def pattern_of(fault: str) -> str:
     """The one pattern that a row's name has; LookupError if there is none, or several."""
@@ -109,10 +118,6 @@ def table(faults: Iterable[str]) -> str:
         except LookupError:
             tests[fault] = "not named"
         else:
-            tests[pattern] = SHORT[pattern]
-    lines = ["| rows | short form in `make test` |", "|---|---|"]
-    return "\n".join(lines + [f"| {name} | {_test(short)} |" for name, short in tests.items()])
-
-
-def _test(short: str) -> str:
-    return f"`{short}`" if "::" in short else short
+            tests[pattern] = f"`{SHORT[pattern]}`{' (`make slow`)' if pattern in SLOW else ''}"
+    lines = ["| rows | short form, in `make test` if nothing else is said |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {test} |" for name, test in tests.items()])

@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import fault_data  # noqa: F401
 import fault_disks  # noqa: F401
@@ -21,7 +21,7 @@ from fault_rows import CRASHED, ENDED, EXACT, FAULTS, REFUSED, SAME, Row, fault
 from fault_running import Running
 from fault_trials import Bench, difference
 from faults import table
-from short_forms import ONE, SHORT, TWO, pattern_of
+from short_forms import ONE, SHORT, SLOW, TWO, pattern_of
 
 from transformer.training.checkpoint import read_weights, write_weights
 
@@ -32,10 +32,14 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("faults"), updates=20)
 
 
-OF_ONE = [name for name in FAULTS if SHORT[pattern_of(name)] == ONE]
+def of(test: str) -> list[Any]:
+    """The faults whose short form is this test."""
+    names = [name for name in FAULTS if SHORT[pattern_of(name)] == test]
+    slow = (pytest.mark.slow,)
+    return [pytest.param(name, marks=slow if pattern_of(name) in SLOW else (), id=name) for name in names]
 
 
-@pytest.mark.parametrize("name", OF_ONE)
+@pytest.mark.parametrize("name", of(ONE))
 def test_one_process_goes_on_exactly(name: str, bench: Bench) -> None:
     """Once each; of damaged files and of second processes, three."""
     row = FAULTS[name](bench, 3 if "damaged" in name else 1)
@@ -55,10 +59,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return bench
 
 
-OF_TWO = [name for name in FAULTS if SHORT[pattern_of(name)] == TWO]
-
-
-@pytest.mark.parametrize("name", OF_TWO)
+@pytest.mark.parametrize("name", of(TWO))
 def test_two_processes_go_on_exactly_or_end_as_documented(name: str, pair: Bench) -> None:
     row = FAULTS[name](pair, 1)
     assert row.tried == 1
@@ -80,8 +81,8 @@ def test_the_short_forms_are_those_that_the_page_names() -> None:
         for test in (test_one_process_goes_on_exactly, test_two_processes_go_on_exactly_or_end_as_documented)
     }
     assert here == {ONE, TWO}
-    assert len(OF_ONE) == 9
-    assert len(OF_TWO) == 11
+    assert len(of(ONE)) == 9
+    assert len(of(TWO)) == 11
 
 
 def test_the_comparison_sees_one_bit_and_no_clock(bench: Bench, tmp_path: Path) -> None:

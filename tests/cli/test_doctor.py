@@ -265,7 +265,8 @@ def test_a_torch_that_tells_nothing_is_a_finding(
 
 
 @pytest.mark.parametrize(
-    ("package", "error"), [("tensorboard", "TypeError"), ("sentencepiece", "ImportError")]
+    ("package", "error"),
+    [("tensorboard", "TypeError"), pytest.param("sentencepiece", "ImportError", marks=pytest.mark.slow)],
 )
 def test_a_package_that_cannot_be_imported_is_a_finding_and_no_traceback(
     package: str,
@@ -298,7 +299,12 @@ def test_a_package_that_cannot_be_imported_is_a_finding_and_no_traceback(
 @pytest.mark.parametrize(
     ("package", "code", "said"),
     [
-        ("matplotlib", "import os\nos.abort()", r"note +extra report +.* signal 6 "),
+        pytest.param(
+            "matplotlib",
+            "import os\nos.abort()",
+            r"note +extra report +.* signal 6 ",
+            marks=pytest.mark.slow,
+        ),
         ("matplotlib", "raise SystemExit(0)", r"note +extra report +.*SystemExit"),
         pytest.param(
             "matplotlib",
