@@ -75,7 +75,7 @@ def test_the_page_has_the_table_of_what_is_kept_and_no_place_of_a_machine(tmp_pa
     assert not TEMPORARY.findall(kept + copy.read_text())
 
 
-def test_every_row_of_the_table_has_its_short_form_where_the_page_says_or_none() -> None:
+def test_every_row_of_the_table_has_its_short_form_where_the_page_says() -> None:
     faults = [row["fault"] for each in found_in(KEPT).values() for row in each["rows"]]
     used = {pattern_of(fault) for fault in faults}
     assert used == set(SHORT), "patterns that no row has"

@@ -122,9 +122,7 @@ def serve(place: str) -> None:
         selector.register(starter, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
-                if (
-                    selector.get_map().get(key.fd) is not key
-                ):  # closed by an event before, its number another's
+                if selector.get_map().get(key.fd) is not key:  # closed before this, its number another's
                     continue
                 if key.fileobj is listener:
                     connection, _ = listener.accept()
