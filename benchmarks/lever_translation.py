@@ -23,6 +23,8 @@ from transformer.decoding.config import DecodeConfig
 from transformer.decoding.engine import Models
 from transformer.decoding.forked import ForkedModels
 from transformer.decoding.translator import LineTranslator
+from transformer.kernels import operators
+from transformer.kernels.building import library
 from transformer.model.packing import can_be_packed
 from transformer.modules import attention as attention_module
 from transformer.modules import int8 as int8_module
@@ -74,6 +76,15 @@ def gathered_per_row() -> AbstractContextManager[object]:
 
 def columns_of_their_own() -> AbstractContextManager[object]:
     return patch.object(SelfAttentionCache, "select_within", lambda self, rows, *_: self.select(rows))
+
+
+def by_torch(*names: str) -> Switch:
+    """Without these operators in C."""
+    has = operators.has
+    return lambda: patch.object(operators, "has", lambda name: name not in names and has(name))
+
+
+without_c = by_torch("attend", "best_sums", "log_softmax", "rounded")
 
 
 def short_rows() -> AbstractContextManager[object]:
@@ -170,6 +181,20 @@ def transposing(setting: Setting) -> str:
     return float32_packing(setting) or ("not done with AVX-512" if has_wide_vectors() else "")
 
 
+def c(setting: Setting) -> str:
+    if not can_be_packed(setting.model):
+        return "torch has no such kernel here"
+    return "" if library() else "there is no C compiler"
+
+
+def c_int8(setting: Setting) -> str:
+    return c(setting) if setting.dtype == torch.int8 else "it is for int8 only"
+
+
+def c_beam(setting: Setting) -> str:
+    return a_beam(setting) or c(setting)
+
+
 def int8(setting: Setting) -> str:
     return "" if can_be_packed(setting.model) else "torch has no such kernel here"
 
@@ -189,15 +214,25 @@ LEVERS: dict[str, Lever] = {
         columns_of_their_own,
         missing=a_beam,
     ),
+    "c": Lever("operators in C (against torch's)", without_c, missing=c),
+    "c attention": Lever("of them attention", by_torch("attend"), missing=c),
+    "c best": Lever("of them the best sums of a sentence's rows", by_torch("best_sums"), missing=c_beam),
+    "c log_softmax": Lever("of them log-softmax", by_torch("log_softmax"), missing=c),
+    "c rounding": Lever("of them rounding to 8 bits", by_torch("rounded"), missing=c_int8),
     "written out": Lever(
-        "attention written out where it is faster (against torch's kernel)", kernel_attention
+        "without C: attention written out where it is faster (against torch's kernel)",
+        kernel_attention,
+        both=without_c,
     ),
     "rows": Lever(
-        "rows of softmax shorter than a vector are lengthened (against as they are)",
+        "without C: rows of softmax shorter than a vector are lengthened (against as they are)",
         short_rows,
+        both=without_c,
         missing=lambda setting: lengthening(),
     ),
-    "blocks": Lever("the best of a row by blocks (against topk)", by_topk, missing=a_beam),
+    "blocks": Lever(
+        "without C: the best of a row by blocks (against topk)", by_topk, both=without_c, missing=a_beam
+    ),
     "packed": Lever(
         "weights joined and cast once (against plain modules with autocast), a batch at a time",
         plain_modules,

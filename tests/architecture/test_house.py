@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "transformer"
 FLOORS = (
     "core",
+    "kernels",
     "modules",
     "model",
     "data",

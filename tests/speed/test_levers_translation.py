@@ -103,6 +103,7 @@ def test_off_the_fast_function_is_not_called(name: str, module: Any, fast: str, 
         with (
             patch.object(module, fast, wraps=getattr(module, fast)) as told,
             lever_translation.one_batch_at_a_time(),
+            lever_translation.LEVERS[name].both(),
             switch(),
         ):
             setting.task().run()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, Problem
 from ..core.special import BOS, EOS, PAD
+from ..kernels import operators
 from ..model.packing import Packed, can_be_packed
 from ..model.transformer import Transformer
 from ..modules.embeddings import POSITIONS
@@ -130,6 +131,7 @@ class Models:
         elif not (self._packed and all(each.fits for each in self._packed)):
             self._packed, self._copies = [Packed(model, self.dtype) for model in self.models], []
             self._have_copies(1)
+            operators.prepare()  # here, and not in each process that is forked
 
     def _require_products(self) -> None:
         if self.dtype == torch.int8 and not all(map(can_be_packed, self.models)):
@@ -178,7 +180,8 @@ class Models:
     ) -> list[list[Hypothesis]]:
         source = self._padded([[*request.source, EOS] for request in requests])
         limits, numbers = [request.limits for request in requests], [request.number for request in requests]
-        return SEARCHES[str(config.search)](model, source, limits, numbers, config)
+        with operators.at_work() if self._packed else nullcontext():
+            return SEARCHES[str(config.search)](model, source, limits, numbers, config)
 
     def token_log_probs(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         source = self._padded([[*source, EOS] for source, _ in pairs])

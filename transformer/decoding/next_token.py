@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError
+from ..kernels import operators
 from ..model.transformer import Transformer
 from ..modules.masks import padding_mask
 from .cache import DecoderCache
@@ -81,7 +82,9 @@ class ModelNextToken:
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """In float32 at least: bf16 cannot tell probabilities apart."""
+    """In float32 at least: bf16 cannot tell probabilities apart. In C, which may write over the logits."""
+    if operators.has("log_softmax") and logits.dtype == torch.float32 and logits.is_contiguous():
+        return operators.log_softmax_(logits)
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 

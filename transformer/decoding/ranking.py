@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError
+from ..kernels import operators
 
 NOT_NUMBERS = "the model's probabilities are not numbers; its training has diverged"
 
@@ -47,6 +48,10 @@ def best_sums(values: Tensor, addends: Tensor, k: int) -> tuple[Tensor, Tensor, 
         top, columns = largest(values, min(k, size))
         sums, index = largest((addends.view(-1, 1) + top).view(groups, -1), min(k, width * top.shape[1]))
         return sums, first + index // top.shape[1], columns.reshape(groups, -1).gather(1, index)
+    if operators.has("best_sums") and values.dtype == torch.float32 and values.is_contiguous():
+        if (best := operators.best_sums(values, addends, k)) is None:
+            raise CheckpointError(NOT_NUMBERS)
+        return best
     maxima = _maxima(values)
     each = maxima.shape[1]
     found = _ranked((addends.view(-1, 1) + maxima).view(groups, -1), k)[1].sort(1)[0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels import operators
 from .branch import Gains, Inner
 from .dropout import Dropout
 from .masks import causal_mask
@@ -64,13 +65,15 @@ def attend(
 ) -> Tensor:
     """softmax(Q K^T / sqrt(K)) V. (B, H, T, K), (B, H, S, K) twice -> (B, H, T, K).
 
-    torch's kernel, or written out where that is faster. `causal` is of T = S and goes without a mask. What a
-    row gets that may attend to nothing is not defined.
+    torch's kernel, or written out where that is faster, in C during a search. `causal` is of T = S and goes
+    without a mask. What a row gets that may attend to nothing is not defined.
     """
     assert not (causal and mask is not None)
     if not _faster_written_out(query, keys):
         probability = dropout.p if dropout.training else 0.0
         return F.scaled_dot_product_attention(query, keys, values, mask, probability, is_causal=causal)
+    if not (causal or dropout.training) and operators.can_attend(query, keys, values, mask):
+        return operators.attend(query, keys, values, mask)
     if causal:
         mask = causal_mask(query.shape[2], device=query.device)
     scores = at_least_float32(query @ keys.mT).mul_(query.shape[-1] ** -0.5)  # (B, H, T, S)

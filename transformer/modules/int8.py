@@ -15,22 +15,27 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..kernels import operators
+
 _LARGEST = 127
 _TERMS = (2**31 - 1) // _LARGEST**2  # of a sum that fits into 32 bits whatever the numbers: 133,144
 _EXACT = 2**24 // _LARGEST**2  # of a sum that float32 holds exactly, in any order: 1,040
 
-Scaled = Callable[[Tensor], Tensor]  # whole numbers (R, K), int8 or float32 -> float32 (R, N)
+# Whole numbers (R, K), int8, float32 or in a way's format -> float32 (R, N).
+Scaled = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Way:
     """Exact products of whole numbers from -127 to 127 with W's, which are from -largest to largest.
 
-    `scaled(W, s)`, of W (N, K) and the scales (N,) of its rows: X (R, K) -> X W^T s (R, N) in float32.
+    `scaled(W, s)`, of W (N, K) and the scales (N,) of its rows: X (R, K) -> X W^T s (R, N) in float32. X may
+    be in its format: int8, with `zero` 128 uint8 of which that is to be taken away, with None float32.
     """
 
     largest: int
     scaled: Callable[[Tensor, Tensor], Scaled]
+    zero: int | None = None
 
 
 def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -47,7 +52,7 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tens
     scaled = way.scaled(whole, of_columns.squeeze(1))
 
     def product(x: Tensor) -> Tensor:
-        rows, of_rows = rounded(x.reshape(-1, x.shape[-1]))
+        rows, of_rows = _rounded_for(way, x.reshape(-1, x.shape[-1]))
         made = scaled(rows)
         if bias is None:
             made *= of_rows
@@ -72,7 +77,13 @@ def _by_onednn(whole: Tensor, scales: Tensor) -> Scaled:
 def _by_onednn_unsigned(whole: Tensor, scales: Tensor) -> Scaled:
     """The same for x + 128, in 8 bits without sign, from which the kernel takes what that adds."""
     multiply = _ordered_for_onednn(whole, scales)
-    return lambda rows: multiply(rows.to(torch.int8).view(torch.uint8) ^ 128, 128)  # flips the highest bit
+
+    def product(rows: Tensor) -> Tensor:
+        if rows.dtype != torch.uint8:
+            rows = rows.to(torch.int8).view(torch.uint8) ^ 128  # flips the highest bit
+        return multiply(rows, 128)
+
+    return product
 
 
 def _ordered_for_onednn(whole: Tensor, scales: Tensor) -> Callable[[Tensor, int], Tensor]:
@@ -108,6 +119,13 @@ def rounded(x: Tensor, largest: int = _LARGEST) -> tuple[Tensor, Tensor]:
     return (x * scales.reciprocal()).round_(), scales
 
 
+def _rounded_for(way: Way, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`rounded`; during a search in C, in a way's own format."""
+    if way.zero is None or x.dtype != torch.float32 or not operators.has("rounded"):
+        return rounded(x)
+    return operators.rounded(x, way.zero)
+
+
 @cache
 def ways() -> tuple[Way, ...]:
     """Those of oneDNN whose sums are exact here, the best first, as the largest numbers tell.
@@ -115,7 +133,7 @@ def ways() -> tuple[Way, ...]:
     Products of 8-bit integers (VNNI, AMX) are exact. With AVX2 each sum of two products is cut at 16 bits, so
     W has 7 bits: 2 x 255 x 64 is below 2^15.
     """
-    return tuple(filter(_is_exact, (Way(_LARGEST, _by_onednn), Way(64, _by_onednn_unsigned))))
+    return tuple(filter(_is_exact, (Way(_LARGEST, _by_onednn, 0), Way(64, _by_onednn_unsigned, 128))))
 
 
 def _is_exact(way: Way) -> bool:

@@ -1,0 +1,1 @@
+"""Operators of translation on a CPU in C, where torch goes over the same numbers several times."""
