@@ -45,6 +45,7 @@ SOUND = Facts(
         Package("matplotlib", "3.11.2", ">=3.8", "report"),
     ),
     compiler="/usr/bin/g++",
+    c_compiler="/usr/bin/cc",
     nvidia=False,
     cpus=2,
     usable_cpus=2,
@@ -115,6 +116,7 @@ CONDITIONS: dict[str, tuple[Facts, str, str, str]] = {
     "no bf16": (torch_with(fast_bf16=False, reports=()), "precision", "note", "auto"),
     "no oneDNN": (torch_with(onednn=False), "oneDNN", "note", "pytorch.org"),
     "no compiler": (replace(SOUND, compiler=None), "compiler", "note", "g++"),
+    "no C compiler": (replace(SOUND, c_compiler=None), "C compiler", "note", "gcc"),
     "not installed": (replace(SOUND, packages=()), "packages", "note", "-e ."),
     "a package missing": (without(SOUND, "numpy", None), "packages", "wrong", "numpy>=1.26"),
     "a package too old": (without(SOUND, "torch", "2.8.1"), "packages", "wrong", "torch>=2.9"),
@@ -360,9 +362,17 @@ def test_this_machine_can_be_looked_at(capsys: pytest.CaptureFixture[str], tmp_p
     told = json.loads(capsys.readouterr().out)
     assert code == 0, told
     topics = [finding["topic"] for finding in told["findings"]]
-    assert {"python", "torch", "trial", "device", "precision", "compiler", "memory", "data cache"} <= set(
-        topics
-    )
+    assert {
+        "python",
+        "torch",
+        "trial",
+        "device",
+        "precision",
+        "compiler",
+        "C compiler",
+        "memory",
+        "data cache",
+    } <= set(topics)
     assert told["facts"]["places"][1]["writable"]
     assert not (tmp_path / "made").exists()
 

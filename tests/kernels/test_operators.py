@@ -71,6 +71,17 @@ def test_many_threads_of_torch_are_faster() -> None:
         assert not any(map(operators.has, NAMES))
 
 
+def test_a_library_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of arithmetic that drops NaN, or folds what rounds to an integer."""
+    right = operators._compiled.__wrapped__()
+    assert set(right) == NAMES
+    assert operators._are_right(right)
+    for name, wrong in (("log_softmax", lambda *_: None), ("best_sums", lambda *_: 0)):
+        assert not operators._are_right({**right, name: wrong})
+    monkeypatch.setattr(operators, "_are_right", lambda functions: False)
+    assert operators._compiled.__wrapped__() == {}
+
+
 # --- log-softmax
 
 
@@ -95,6 +106,16 @@ def test_log_softmax_of_rows_with_what_is_not_finite_is_torchs(size: int) -> Non
     assert found[:3].isnan().all()
     assert found[4].isnan().all()
     torch.testing.assert_close(found[3], expected[3])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_log_softmax_is_in_float32_at_least(dtype: torch.dtype) -> None:
+    logits = drawn(3, 40).to(dtype)
+    expected = logits.double().log_softmax(-1)
+    with operators.at_work():
+        found = _log_softmax(logits)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_exponentials_are_right_to_the_last_bits() -> None:
@@ -150,6 +171,13 @@ def test_a_missing_number_is_an_error_wherever_it_is(column: int) -> None:
     x, addends = drawn(6, 260), torch.zeros(2, 3, dtype=torch.float64)
     x[4, column] = NAN
     addends[1, 1] = -INF
+    with operators.at_work(), pytest.raises(CheckpointError, match="diverged"):
+        best_sums(x, addends, 1)
+
+
+def test_an_addend_that_is_none_is_an_error() -> None:
+    x, addends = drawn(6, 260), torch.zeros(2, 3, dtype=torch.float64)
+    addends[1, 1] = NAN
     with operators.at_work(), pytest.raises(CheckpointError, match="diverged"):
         best_sums(x, addends, 1)
 
@@ -228,11 +256,16 @@ def test_what_they_do_not_do_is_torchs() -> None:
         (query[..., :7].contiguous(), keys[..., :7].contiguous(), keys[..., :7].contiguous(), None),
         (query, keys.mT.contiguous().mT, keys, None),
         (query, keys, keys, mask),  # of each head its own
-        (query, keys, keys, torch.zeros(3, 4)),
+        (query, keys, keys, mask[:, :1].float()),
+        (query, keys, keys, mask[:, :1, :, :3]),
+        (query, keys, keys, mask[:, :1, :2]),
+        (query, keys, keys, mask[[0, 0, 1], :1]),
+        (query[:1], keys, keys, None),
     ]
     with operators.at_work():
         assert operators.can_attend(query, keys, keys, mask[:, :1])
-        assert not any(operators.can_attend(*other) for other in others[:4])
+        assert operators.can_attend(query, keys, keys, mask[:1, :1, :1].expand(2, -1, 3, -1))
+        assert not any(operators.can_attend(*other) for other in others)
         trained = Dropout(0.5).train()
         torch.manual_seed(0)
         assert not torch.equal(

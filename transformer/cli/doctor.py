@@ -160,6 +160,14 @@ def _compiler(facts: Facts) -> Iterator[Finding]:
         yield Finding("compiler", "note", "no C++ compiler: train.compile does not work on a CPU", remedy)
 
 
+def _c_compiler(facts: Facts) -> Iterator[Finding]:
+    if facts.c_compiler:
+        yield Finding("C compiler", "ok", f"{facts.c_compiler}, for operators of translation on a CPU")
+    elif facts.torch.onednn:  # elsewhere they are not used
+        remedy = "install gcc or clang, or name one in CC; without one torch's operators do the same"
+        yield Finding("C compiler", "note", "none that works: translation on a CPU is slower", remedy)
+
+
 def _cpus(facts: Facts) -> Iterator[Finding]:
     usable = facts.usable_cpus
     share = f"{usable} of {facts.cpus}" if usable < facts.cpus else f"{usable}"
@@ -234,6 +242,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _precision,
     _kernels,
     _compiler,
+    _c_compiler,
     packages_found,
     _cpus,
     _memory,

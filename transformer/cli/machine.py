@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.cpus import usable_cpus
+from ..kernels import building
 from .torch_facts import Torch, look_at_torch
 
 DISTRIBUTION = "prepost-transformer"
@@ -56,6 +57,7 @@ class Facts:
     torch: Torch
     packages: tuple[Package, ...]  # none: the distribution is not installed
     compiler: str | None
+    c_compiler: str | None
     nvidia: bool  # a driver for NVIDIA's GPUs is there
     cpus: int
     usable_cpus: int
@@ -79,6 +81,7 @@ def look(cache: Path) -> Facts:
         torch=torch,
         packages=tuple(replace(p, error=torch.unusable.get(p.name, "")) for p in packages()),
         compiler=next(filter(None, map(shutil.which, _compilers())), None),
+        c_compiler=" ".join(building.compiler()) if building.library() else None,
         nvidia=shutil.which("nvidia-smi") is not None,
         cpus=os.cpu_count() or 1,
         usable_cpus=usable_cpus(),

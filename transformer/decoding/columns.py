@@ -126,8 +126,9 @@ class SharedColumns:
 
     A step appends W columns, one of each row, and `seen` (B, W, C) tells which are a row's own past, in
     order. So rows change places, multiply and leave without a key being copied. When the buffers grow,
-    columns that no row sees any more are left out: mostly rows soon agree on all but their last columns. Each
-    row's products are with all columns, and a key that is not finite reaches all rows of its sentence.
+    columns that no row sees any more are left out: mostly rows soon agree on all but their last columns. By
+    torch's operators each row's products are with all columns, and a key that is not finite reaches all rows
+    of its sentence; in C a row's are with its own.
     """
 
     def __init__(self, buffers: list[Tensor], held: int) -> None:

@@ -83,8 +83,8 @@ class ModelNextToken:
 
 def _log_softmax(logits: Tensor) -> Tensor:
     """In float32 at least: bf16 cannot tell probabilities apart. In C, which may write over the logits."""
-    if operators.has("log_softmax") and logits.dtype == torch.float32 and logits.is_contiguous():
-        return operators.log_softmax_(logits)
+    if operators.has("log_softmax") and logits.dtype != torch.float64:
+        return operators.log_softmax_(logits.float().contiguous())
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 

@@ -1,8 +1,9 @@
 """operators.c as a library: compiled once for this processor by the C compiler that is there, and kept.
 
 It is kept in `prepost-transformer` of the user's cache ($XDG_CACHE_HOME or ~/.cache), under a name that
-changes with the source, the compiler's call and the processor. Without a compiler there is no library, and
-nothing else is missing.
+changes with the source, the compiler's call and the processor. Where that directory cannot be written, or
+others could write it, each process makes its own. Without a compiler there is no library, and nothing else is
+missing.
 """
 
 from __future__ import annotations
@@ -15,47 +16,66 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("operators.c")
-# NaN counts, so there is nothing that assumes finite numbers.
-_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+# NaN counts, and sums are made in their order: nothing that assumes otherwise, whatever $CC says.
+_FLAGS = (
+    "-O3",
+    "-fno-fast-math",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-shared",
+)
 _PROCESSOR = ("-march=native", "-mcpu=native")  # as the processor's makers have it
-_SECONDS = 120
+_SECONDS = 30
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled operators; None where no compiler is found, or where it fails."""
-    return _loaded(compiler(), _kept_in())
+    return _loaded(compiler(), _kept_in()) if os.name == "posix" else None
 
 
 def compiler() -> list[str]:
     """The call of $CC, if that is set, else of the first C compiler there is; empty: none."""
     if (chosen := os.environ.get("CC")) is not None:
-        call = shlex.split(chosen)
+        try:
+            call = shlex.split(chosen)
+        except ValueError:  # a quote that is not closed
+            return []
         return call if call and shutil.which(call[0]) else []
     return next(([name] for name in ("cc", "gcc", "clang") if shutil.which(name)), [])
 
 
-def _loaded(call: list[str], kept: Path) -> ctypes.CDLL | None:
-    if os.name != "posix" or not call:
+def _loaded(call: list[str], kept: Path | None) -> ctypes.CDLL | None:
+    if not call:
         return None
-    text = "\0".join((_SOURCE.read_text(encoding="utf-8"), *call, *_FLAGS, _processor()))
-    name = f"operators-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
-    made = kept / name
+    if kept is None:
+        return _loaded_once(call)
     try:
-        if made.exists():
-            return ctypes.CDLL(str(made))
-    except OSError:  # cut short, or of a system that was another
-        made.unlink(missing_ok=True)
-    try:
+        text = "\0".join((_SOURCE.read_text(encoding="utf-8"), *call, *_FLAGS, _processor()))
+        made = kept / f"operators-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
         kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_ours_alone(kept):
+            return _loaded_once(call)
+        if made.exists():
+            with suppress(OSError):  # cut short, or of a system that was another: it is made anew
+                return ctypes.CDLL(str(made))
         _compile(call, made)
         return ctypes.CDLL(str(made))
     except OSError:
         return _loaded_once(call)
+
+
+def _is_ours_alone(folder: Path) -> bool:
+    """Can nobody else put a library there?"""
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _loaded_once(call: list[str]) -> ctypes.CDLL | None:
@@ -76,10 +96,14 @@ def _compile(call: list[str], target: Path) -> None:
         for processor in _PROCESSOR:
             command = [*call, *_FLAGS, processor, str(_SOURCE), "-o", made, "-lm"]
             try:
-                done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
+                done = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False
+                )
             except subprocess.TimeoutExpired as error:
                 raise OSError(f"{call[0]} took longer than {_SECONDS} s") from error
             if done.returncode == 0:
+                with open(made, "rb") as whole:
+                    os.fsync(whole.fileno())
                 os.replace(made, target)
                 return
         raise OSError(done.stderr.decode(errors="replace"))
@@ -87,9 +111,12 @@ def _compile(call: list[str], target: Path) -> None:
         Path(made).unlink(missing_ok=True)
 
 
-def _kept_in() -> Path:
+def _kept_in() -> Path | None:
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "prepost-transformer"
+    try:
+        return Path(base).expanduser() / "prepost-transformer"
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def _processor() -> str:

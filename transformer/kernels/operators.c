@@ -80,7 +80,8 @@ void log_softmax(float *x, int64_t rows, int64_t size) {
 }
 
 /* Rows of x (rows, size) to whole numbers from -127 to 127, plus zero, and their scales (rows). */
-void rounded(const float *x, int64_t rows, int64_t size, int64_t zero, uint8_t *restrict whole, float *scales) {
+void rounded(const float *x, int64_t rows, int64_t size, int64_t zero, uint8_t *restrict whole,
+             float *scales) {
     const float least = 127 * 1.17549435e-38f; /* no scale is below the smallest normal number */
     int64_t vectors = size - size % LANES;
     EACH(row, rows) {
@@ -104,9 +105,11 @@ void rounded(const float *x, int64_t rows, int64_t size, int64_t zero, uint8_t *
     }
 }
 
-/* The count largest of addend + x in each group of width rows, best first, of equal ones the first. 1 on NaN. */
-int64_t best_sums(const float *x, const double *addends, int64_t groups, int64_t width, int64_t size, int64_t count,
-                  double *sums, int64_t *rows, int64_t *columns) {
+/* The count largest of addend + x in each group of width rows, best first, of equal ones the first.
+ * Returns 1 where a number is NaN.
+ */
+int64_t best_sums(const float *x, const double *addends, int64_t groups, int64_t width, int64_t size,
+                  int64_t count, double *sums, int64_t *rows, int64_t *columns) {
     enum { BLOCK = 8 * LANES };
     Integers missing = {0};
     int64_t row = 0;
@@ -114,6 +117,7 @@ int64_t best_sums(const float *x, const double *addends, int64_t groups, int64_t
         double *least = sums + count - 1;
         EACH(i, count) sums[i] = -INFINITY, rows[i] = row, columns[i] = 0;
         for (int64_t last = row + width; row < last; row++, x += size) {
+            missing[0] |= addends[row] != addends[row];
             for (int64_t begin = 0; begin < size; begin += BLOCK) {
                 int64_t end = begin + BLOCK < size ? begin + BLOCK : size, i = begin;
                 Vector most = VECTOR_OF(-INFINITY);
@@ -146,17 +150,26 @@ int64_t best_sums(const float *x, const double *addends, int64_t groups, int64_t
     return found != 0;
 }
 
-/* The sums of 8 vectors, as a vector. */
-#define PAIR(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+/* Some of the 16 numbers of two vectors. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (Integers){__VA_ARGS__})
+#endif
+
+/* The sums of 8 vectors, as a vector: of neighbours, then of these sums' neighbours, then of the halves. */
 INLINE Vector sums_of(const Vector *v) {
     Vector two[4], four[2];
-    for (int i = 0; i < 4; i++)
-        two[i] = PAIR(v[2 * i], v[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14)
-               + PAIR(v[2 * i], v[2 * i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-    for (int i = 0; i < 2; i++)
-        four[i] = PAIR(two[2 * i], two[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13)
-                + PAIR(two[2 * i], two[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
-    return PAIR(four[0], four[1], 0, 1, 2, 3, 8, 9, 10, 11) + PAIR(four[0], four[1], 4, 5, 6, 7, 12, 13, 14, 15);
+    for (int i = 0; i < 4; i++) {
+        Vector a = v[2 * i], b = v[2 * i + 1];
+        two[i] = PICK(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + PICK(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int i = 0; i < 2; i++) {
+        Vector a = two[2 * i], b = two[2 * i + 1];
+        four[i] = PICK(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + PICK(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    return PICK(four[0], four[1], 0, 1, 2, 3, 8, 9, 10, 11)
+         + PICK(four[0], four[1], 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
 /* softmax(q K^T scale) V of one query and the columns that it sees, `count` of them. */

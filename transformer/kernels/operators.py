@@ -2,7 +2,8 @@
 
 They work on one thread, and only within `at_work`: whoever calls a model otherwise gets torch's operators,
 with gradients. Each has a readable twin in torch that computes the same to rounding: `attend` in
-modules/attention.py, `best_sums` in decoding/ranking.py, `rounded` in modules/int8.py.
+modules/attention.py, `_log_softmax` in decoding/next_token.py, `best_sums` in decoding/ranking.py, `rounded`
+in modules/int8.py.
 """
 
 from __future__ import annotations
@@ -44,7 +45,21 @@ def _compiled() -> Mapping[str, Any]:
     functions = {name: found[name] for name in types}  # asked for once: each asking makes another
     for name, function in functions.items():
         function.restype, function.argtypes = types[name]
-    return functions
+    return functions if _are_right(functions) else {}
+
+
+def _are_right(functions: Mapping[str, Any]) -> bool:
+    """A trial, since a compiler may take its liberties: exponentials, and NaN where there is one."""
+    x = torch.linspace(-9, 9, 19).repeat(3, 1)
+    x[1, 2] = torch.nan
+    expected, (addends, sums) = x.log_softmax(-1), torch.zeros(2, 3, dtype=torch.float64)
+    rows, columns = torch.zeros(2, 3, dtype=torch.int64)
+    functions["log_softmax"](x.data_ptr(), *x.shape)
+    missing = functions["best_sums"](
+        *(x.data_ptr(), addends.data_ptr(), 3, 1, 19, 1),
+        *(sums.data_ptr(), rows.data_ptr(), columns.data_ptr()),
+    )
+    return bool(missing) and torch.allclose(x, expected, rtol=0, atol=1e-5, equal_nan=True)
 
 
 def prepare() -> None:
@@ -72,11 +87,19 @@ def can_attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None)
     """float32, vectors that are contiguous and whole, and a mask that is one for all heads."""
     return (
         has("attend")
+        and len(query) == len(keys)
         and query.dtype == keys.dtype == values.dtype == torch.float32
         and query.shape[3] % _LANES == 0
         and query.stride(3) == keys.stride(3) == values.stride(3) == 1
-        and (mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1 and mask.stride(3) == 1))
+        and (mask is None or _is_for_all_heads(mask, (len(query), query.shape[2], keys.shape[2])))
     )
+
+
+def _is_for_all_heads(mask: Tensor, shape: tuple[int, int, int]) -> bool:
+    """(B or 1, 1, T or 1, S), S contiguous."""
+    sentences, heads, length, columns = mask.shape
+    fits = sentences in (1, shape[0]) and heads == 1 and length in (1, shape[1]) and columns == shape[2]
+    return fits and mask.dtype == torch.bool and mask.stride(3) == 1
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -86,6 +109,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
     """
     sentences, heads, length, width = query.shape
     columns = keys.shape[2]
+    assert keys.shape == values.shape
     out = query.new_empty(sentences, length, heads, width)
     weights = query.new_empty(columns + _LANES)
     seen = torch.empty(length * (1 + columns), dtype=torch.int64)
