@@ -6,7 +6,7 @@
 A model with initial weights translates random sentences into 16 pieces each, on one thread as each of
 `translate.py`'s processes does. Processes that work side by side share memory and caches: `--processes 2`
 measures two at a time, prints the table of one, and what both make together. `parts.py` says what the columns
-are.
+are. All is done by torch's operators: those in C, which torch knows nothing of, are switched off.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.arguments import at_least
+from benchmarks.lever_translation import without_c
 from benchmarks.levers import SHAPES, VOCABULARY
 from benchmarks.parts import HEADER, Counted, Part, Rates, is_product, rows_of, speeds_of, told
 from transformer import Transformer
@@ -71,7 +72,7 @@ def measure(model: Transformer, precision: str, beam: int, batches: int) -> tupl
     requests = [Request(i, row, Limits(LENGTH, LENGTH)) for i, row in enumerate(rows)]
     took = []
     counted = Counted(partial(part_of, model.target_vocab))
-    with engine.working():
+    with without_c(), engine.working():
         engine.search(requests, config)  # kernels of all sizes are made
         for _ in range(batches):
             began = time.perf_counter()
