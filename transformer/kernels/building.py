@@ -1,9 +1,9 @@
 """operators.c as a library: compiled once for this processor by the C compiler that is there, and kept.
 
 It is kept in `prepost-transformer` of the user's cache ($XDG_CACHE_HOME or ~/.cache), under a name that
-changes with the source, the compiler's call and the processor. Where that directory cannot be written, or
-others could write it, each process makes its own. Without a compiler there is no library, and nothing else is
-missing.
+changes with the source, the compiler's call and the processor, and ends in a digest of its own. Where that
+directory cannot be written, or others could write it, each process makes its own. Without a compiler there is
+no library, and nothing else is missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -59,17 +58,23 @@ def _loaded(call: list[str], kept: Path | None) -> ctypes.CDLL | None:
         return _loaded_once(call)
     try:
         text = "\0".join((_SOURCE.read_text(encoding="utf-8"), *call, *_FLAGS, _processor()))
-        made = kept / f"operators-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+        begin = f"operators-{_digest(text.encode())}-"
         kept.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_ours_alone(kept):
             return _loaded_once(call)
-        if made.exists():
-            with suppress(OSError):  # cut short, or of a system that was another: it is made anew
+        for made in sorted(kept.glob(f"{begin}*.so")):
+            if made.name == f"{begin}{_digest(made.read_bytes())}.so":
                 return ctypes.CDLL(str(made))
-        _compile(call, made)
+            made.unlink()  # a library that is cut short would end the process
+        _compile(call, whole := kept / f"{begin}{os.getpid()}.new")
+        os.replace(whole, made := kept / f"{begin}{_digest(whole.read_bytes())}.so")
         return ctypes.CDLL(str(made))
     except OSError:
         return _loaded_once(call)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _is_ours_alone(folder: Path) -> bool:
