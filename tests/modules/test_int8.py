@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import timeit
 from functools import partial
 
 import numpy as np
@@ -111,8 +112,34 @@ def test_a_way_is_taken_where_its_sums_are_exact(cut: int, monkeypatch: pytest.M
 
     for name in ("_by_onednn", "_by_onednn_unsigned"):
         monkeypatch.setattr(int8, name, lambda whole, scales: partial(kernel, whole, scales))
+    monkeypatch.setattr(int8, "_seconds", lambda way: 1.0)
     found = int8.ways.__wrapped__()
-    assert [way.largest for way in found] == ([127, 64] if cut > 2**15 else [64])
+    assert [way.largest for way in found] == ([127, 127, 64] if cut > 2**15 else [64])
+
+
+@pytest.mark.parametrize("zero", [0, 128])
+@pytest.mark.parametrize("slower", [5, 500])
+def test_the_fastest_of_equal_ways_is_taken_and_none_that_is_far_too_slow(
+    zero: int, slower: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With VNNI, oneDNN has no kernel but its reference for 8-bit integers with a sign."""
+
+    def seconds(way: Way) -> float:
+        return 1.0 if way.scaled is int8._by_float32 or (way.zero, way.largest) == (zero, 127) else slower
+
+    for name in ("_by_onednn", "_by_onednn_unsigned"):
+        monkeypatch.setattr(int8, name, lambda whole, scales: pytest.fail("not called"))
+    monkeypatch.setattr(int8, "_is_exact", lambda way: True)
+    monkeypatch.setattr(int8, "_seconds", seconds)
+    found = [(way.largest, way.zero) for way in int8.ways.__wrapped__()]
+    assert found == [(127, zero), (127, 128 - zero), (64, 128)][: 1 if slower > 50 else 3]
+
+
+def test_products_take_no_thousand_times_what_float32_takes() -> None:
+    x, weight = torch.randn(8, 256), torch.randn(256, 256)
+    product = int8_product(weight, None)
+    ours = min(timeit.repeat(lambda: product(x), number=1, repeat=5))
+    assert ours < 100 * min(timeit.repeat(lambda: x @ weight.T, number=1, repeat=5))
 
 
 def test_a_torch_without_the_kernels_has_no_such_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from ..kernels import operators
 from ..model.packing import Packed, can_be_packed
 from ..model.transformer import Transformer
 from ..modules.embeddings import POSITIONS
+from ..modules.int8 import ways
 from ..modules.precision import InferencePrecision, autocast, resolve_precision
 from ..modules.products import has_onednn
 from .config import SEARCHES, DecodeConfig
@@ -131,7 +132,9 @@ class Models:
         elif not (self._packed and all(each.fits for each in self._packed)):
             self._packed, self._copies = [Packed(model, self.dtype) for model in self.models], []
             self._have_copies(1)
-            operators.prepare()  # here, and not in each process that is forked
+            if self.dtype == torch.int8:
+                ways()  # their trials and the compiler's work here, not in each process that is forked
+            operators.prepare()
 
     def _require_products(self) -> None:
         if self.dtype == torch.int8 and not all(map(can_be_packed, self.models)):

@@ -8,6 +8,7 @@ rows' scales make numbers again. A row's result depends on no other row. Source:
 
 from __future__ import annotations
 
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ from ..kernels import operators
 _LARGEST = 127
 _TERMS = (2**31 - 1) // _LARGEST**2  # of a sum that fits into 32 bits whatever the numbers: 133,144
 _EXACT = 2**24 // _LARGEST**2  # of a sum that float32 holds exactly, in any order: 1,040
+_TOO_SLOW = 50  # times float32's time with few rows: kernels take up to 10, oneDNN's reference some 500
 
 # Whole numbers (R, K), int8, float32 or in a way's format -> float32 (R, N).
 Scaled = Callable[[Tensor], Tensor]
@@ -128,12 +130,24 @@ def _rounded_for(way: Way, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def ways() -> tuple[Way, ...]:
-    """Those of oneDNN whose sums are exact here, the best first, as the largest numbers tell.
+    """Those of oneDNN whose sums are exact here and that are no slower than they should be, the best first.
 
     Products of 8-bit integers (VNNI, AMX) are exact. With AVX2 each sum of two products is cut at 16 bits, so
-    W has 7 bits: 2 x 255 x 64 is below 2^15.
+    W has 7 bits: 2 x 255 x 64 is below 2^15. For x with a sign oneDNN has fast kernels with AMX, not with
+    VNNI. What is equally exact makes the same numbers, so that the clock may choose.
     """
-    return tuple(filter(_is_exact, (Way(_LARGEST, _by_onednn, 0), Way(64, _by_onednn_unsigned, 128))))
+    signed, unsigned = Way(_LARGEST, _by_onednn, 0), Way(_LARGEST, _by_onednn_unsigned, 128)
+    exact = filter(_is_exact, (unsigned, signed, Way(64, _by_onednn_unsigned, 128)))
+    bound = _TOO_SLOW * _seconds(Way(_LARGEST, _by_float32))
+    fast = [(way, seconds) for way in exact if (seconds := _seconds(way)) < bound]
+    return tuple(way for way, _ in sorted(fast, key=lambda each: (-each[0].largest, each[1])))
+
+
+def _seconds(way: Way) -> float:
+    """Of a product with few rows, at best."""
+    rows = torch.ones(4, 256, dtype=torch.uint8 if way.zero else torch.int8)
+    product = way.scaled(torch.ones(256, 256), torch.ones(256))
+    return min(timeit.repeat(lambda: product(rows), number=1, repeat=4))
 
 
 def _is_exact(way: Way) -> bool:
