@@ -198,6 +198,10 @@ def twin(stream: BatchStream) -> BatchStream:
     return copy.copy(stream)
 
 
+def no_tiles() -> str:
+    return "" if products_module._has_tiles() else "kernels are made fast on this processor"
+
+
 def no_onednn() -> str:
     return "" if products_module._prefers_onednn() else "torch's default is taken on this processor"
 
@@ -268,6 +272,7 @@ LEVERS: dict[str, Lever] = {
         sizes_of_batches,
         run=streamed,
         idle=(FLOAT32,),
+        missing=no_tiles,
     ),
     "optimizer": Lever("fused Adam (against one tensor after another)", loop_optimizer),
     "clipping": Lever(

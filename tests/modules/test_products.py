@@ -17,6 +17,7 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small products count as large ones, on every processor."""
     monkeypatch.setattr(products, "_LARGE", 1)
     monkeypatch.setattr(products, "_prefers_onednn", lambda: True)
+    monkeypatch.setattr(products, "_has_tiles", lambda: True)
 
 
 def used(result: torch.Tensor) -> bool:
@@ -108,8 +109,11 @@ def test_transposed_views_are_multiplied_as_they_are() -> None:
 
 
 @needs_onednn
-def test_only_large_products_of_training_are_onednn_s(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tiles", [True, False])
+def test_only_large_products_of_training_are_onednn_s(tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_prefers_onednn", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(products, "_has_tiles", products._has_tiles.__wrapped__)
     x, weight = torch.randn(2048, 64), torch.randn(64, 64, requires_grad=True)
     assert used(linear(x, weight))
     assert not used(linear(x[:8], weight))
@@ -120,7 +124,7 @@ def test_only_large_products_of_training_are_onednn_s(monkeypatch: pytest.Monkey
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
         assert linear(x, weight, torch.ones(64)).dtype == torch.bfloat16
-        assert used(linear(x, weight))
+        assert used(linear(x, weight)) == tiles, "in bf16 only AMX's kernels take long to make"
 
 
 @needs_onednn

@@ -1,8 +1,11 @@
-"""Matrix products in float32 on a CPU, above all while training.
+"""Matrix products on a CPU, above all while training.
 
-torch hands them to a library (MKL) that leaves AVX-512 unused on processors of other makers; oneDNN, which
-torch has aboard, does not, and is about twice as fast there (benchmarks/levers.py). With AVX2 MKL is the
+In float32 torch hands them to a library (MKL) that leaves AVX-512 unused on processors of other makers;
+oneDNN, which torch has aboard, does not, and is faster there (benchmarks/levers.py). With AVX2 MKL is the
 faster one. oneDNN's products are float32 as well: only the order of the sums differs.
+
+In bf16 torch takes oneDNN, which makes a kernel for each size. With AMX that takes long, and products of few
+sizes are faster; with AVX512-BF16 they are not.
 """
 
 from __future__ import annotations
@@ -100,11 +103,9 @@ def _lengthened(x: Tensor, rows: int) -> Tensor:
 
 def _is_ours(dtype: torch.dtype, x: Tensor, weight: Tensor) -> bool:
     return (
-        dtype in (torch.float32, torch.bfloat16)
-        and x.device.type == "cpu"
-        and x.numel() * len(weight) >= _LARGE
+        x.numel() * len(weight) >= _LARGE
         and not torch.compiler.is_compiling()
-        and (_prefers_onednn() if dtype == torch.float32 else has_onednn())
+        and makes_kernels(dtype, x.device)
     )
 
 
@@ -160,10 +161,16 @@ def has_wide_vectors() -> bool:
 
 
 def makes_kernels(dtype: torch.dtype, device: torch.device) -> bool:
-    """Does a large product of `multiply`'s begin with making a kernel for its size? oneDNN's do."""
+    """Is a large product `multiply`'s own, which begins with making a kernel for its size?"""
     if device.type != "cpu":
         return False
-    return _prefers_onednn() if dtype == torch.float32 else dtype == torch.bfloat16 and has_onednn()
+    return _prefers_onednn() if dtype == torch.float32 else dtype == torch.bfloat16 and _has_tiles()
+
+
+@cache
+def _has_tiles() -> bool:
+    """Are products in bf16 AMX's here?"""
+    return has_onednn() and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
 
 @cache
