@@ -199,7 +199,7 @@ def twin(stream: BatchStream) -> BatchStream:
 
 
 def no_tiles() -> str:
-    return "" if products_module._has_tiles() else "kernels are made fast on this processor"
+    return "" if products_module.has_tiles() else "kernels are made fast on this processor"
 
 
 def no_onednn() -> str:

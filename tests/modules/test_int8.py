@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import timeit
 from functools import partial
 
@@ -102,6 +103,13 @@ def test_sums_are_exact_and_multiplied_once_by_the_scale(shape: tuple[int, int, 
         torch.testing.assert_close(way.scaled(weight, scales)(x).double(), expected, rtol=3e-7, atol=0)
 
 
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with AMX."""
+    monkeypatch.setattr(int8, "has_tiles", lambda: True)
+
+
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("cut", [2**15 - 1, 2**31 - 1])
 def test_a_way_is_taken_where_its_sums_are_exact(cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that takes x + 128, adds two products at a time, and cuts them at 16 or 32 bits."""
@@ -117,22 +125,45 @@ def test_a_way_is_taken_where_its_sums_are_exact(cut: int, monkeypatch: pytest.M
     assert [way.largest for way in found] == ([127, 127, 64] if cut > 2**15 else [64])
 
 
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("zero", [0, 128])
-@pytest.mark.parametrize("slower", [5, 500])
-def test_the_fastest_of_equal_ways_is_taken_and_none_that_is_far_too_slow(
-    zero: int, slower: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With VNNI, oneDNN has no kernel but its reference for 8-bit integers with a sign."""
-
-    def seconds(way: Way) -> float:
-        return 1.0 if way.scaled is int8._by_float32 or (way.zero, way.largest) == (zero, 127) else slower
-
+def test_the_faster_of_equal_ways_is_taken(zero: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_by_onednn", "_by_onednn_unsigned"):
         monkeypatch.setattr(int8, name, lambda whole, scales: pytest.fail("not called"))
     monkeypatch.setattr(int8, "_is_exact", lambda way: True)
-    monkeypatch.setattr(int8, "_seconds", seconds)
+    monkeypatch.setattr(int8, "_seconds", lambda way: 2.0 if (way.zero, way.largest) == (zero, 127) else 3.0)
     found = [(way.largest, way.zero) for way in int8.ways.__wrapped__()]
-    assert found == [(127, zero), (127, 128 - zero), (64, 128)][: 1 if slower > 50 else 3]
+    assert found == [(127, zero), (127, 128 - zero), (64, 128)]
+
+
+@pytest.mark.parametrize("x86", [True, False])
+@pytest.mark.parametrize("exact", [127, 64])
+def test_without_amx_the_clock_chooses_nothing(
+    exact: int, x86: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN has its reference alone for x with a sign, hundreds of times slower, which a busy machine hides."""
+    monkeypatch.setattr(int8, "has_onednn", lambda: x86)
+    monkeypatch.setattr(int8, "has_tiles", lambda: False)
+    monkeypatch.setattr(int8, "_is_exact", lambda way: way.largest <= exact)
+    for seconds in ({127: 1.0, 64: 2.0}, {127: 2e6, 64: 1.0}):
+        monkeypatch.setattr(int8, "_seconds", lambda way, seconds=seconds: seconds[way.largest])
+        found = [(way.largest, way.zero) for way in int8.ways.__wrapped__()]
+        assert found == ([(127, 128), (64, 128)][0 if exact == 127 else 1 :] if x86 else [])
+
+
+def test_a_product_is_timed_until_it_had_the_core_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have it for the first twenty calls."""
+    calls = 0
+
+    def product(rows: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls <= 20:
+            time.sleep(0.004)
+        return rows
+
+    assert int8._seconds(Way(127, lambda whole, scales: product)) < 0.002
+    assert calls > 20
 
 
 def test_products_take_no_thousand_times_what_float32_takes() -> None:

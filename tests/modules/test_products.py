@@ -17,7 +17,7 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small products count as large ones, on every processor."""
     monkeypatch.setattr(products, "_LARGE", 1)
     monkeypatch.setattr(products, "_prefers_onednn", lambda: True)
-    monkeypatch.setattr(products, "_has_tiles", lambda: True)
+    monkeypatch.setattr(products, "has_tiles", lambda: True)
 
 
 def used(result: torch.Tensor) -> bool:
@@ -113,7 +113,7 @@ def test_transposed_views_are_multiplied_as_they_are() -> None:
 def test_only_large_products_of_training_are_onednn_s(tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_prefers_onednn", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
-    monkeypatch.setattr(products, "_has_tiles", products._has_tiles.__wrapped__)
+    monkeypatch.setattr(products, "has_tiles", products.has_tiles.__wrapped__)
     x, weight = torch.randn(2048, 64), torch.randn(64, 64, requires_grad=True)
     assert used(linear(x, weight))
     assert not used(linear(x[:8], weight))

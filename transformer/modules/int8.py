@@ -8,6 +8,8 @@ rows' scales make numbers again. A row's result depends on no other row. Source:
 
 from __future__ import annotations
 
+import math
+import time
 import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ import torch
 from torch import Tensor
 
 from ..kernels import operators
+from .products import has_onednn, has_tiles
 
 _LARGEST = 127
 _TERMS = (2**31 - 1) // _LARGEST**2  # of a sum that fits into 32 bits whatever the numbers: 133,144
 _EXACT = 2**24 // _LARGEST**2  # of a sum that float32 holds exactly, in any order: 1,040
-_TOO_SLOW = 50  # times float32's time with few rows: kernels take up to 10, oneDNN's reference some 500
+_TRIES, _TRIAL = 1000, 0.2  # of products that are timed, and seconds for these
 
 # Whole numbers (R, K), int8, float32 or in a way's format -> float32 (R, N).
 Scaled = Callable[[Tensor], Tensor]
@@ -130,24 +133,31 @@ def _rounded_for(way: Way, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def ways() -> tuple[Way, ...]:
-    """Those of oneDNN whose sums are exact here and that are no slower than they should be, the best first.
+    """Those of oneDNN on x86 whose sums are exact here, the best first.
 
     Products of 8-bit integers (VNNI, AMX) are exact. With AVX2 each sum of two products is cut at 16 bits, so
-    W has 7 bits: 2 x 255 x 64 is below 2^15. For x with a sign oneDNN has fast kernels with AMX, not with
-    VNNI. What is equally exact makes the same numbers, so that the clock may choose.
+    W has 7 bits: 2 x 255 x 64 is below 2^15. For x with a sign oneDNN's kernels are fast with AMX alone. What
+    is equally exact makes the same numbers, so that the clock may choose, and nothing else.
     """
-    signed, unsigned = Way(_LARGEST, _by_onednn, 0), Way(_LARGEST, _by_onednn_unsigned, 128)
-    exact = filter(_is_exact, (unsigned, signed, Way(64, _by_onednn_unsigned, 128)))
-    bound = _TOO_SLOW * _seconds(Way(_LARGEST, _by_float32))
-    fast = [(way, seconds) for way in exact if (seconds := _seconds(way)) < bound]
-    return tuple(way for way, _ in sorted(fast, key=lambda each: (-each[0].largest, each[1])))
+    if not has_onednn():
+        return ()
+    signed = [Way(_LARGEST, _by_onednn, 0)] if has_tiles() else []
+    unsigned = (Way(largest, _by_onednn_unsigned, 128) for largest in (_LARGEST, 64))
+    exact = filter(_is_exact, (*signed, *unsigned))
+    return tuple(sorted(exact, key=lambda way: (-way.largest, _seconds(way))))
 
 
 def _seconds(way: Way) -> float:
-    """Of a product with few rows, at best."""
+    """Of a product with few rows, at best; of so many, since others may have the cores for a while."""
     rows = torch.ones(4, 256, dtype=torch.uint8 if way.zero else torch.int8)
     product = way.scaled(torch.ones(256, 256), torch.ones(256))
-    return min(timeit.repeat(lambda: product(rows), number=1, repeat=4))
+    timer = timeit.Timer(lambda: product(rows))
+    end, best = time.perf_counter() + _TRIAL, math.inf
+    for _ in range(_TRIES):
+        best = min(best, timer.timeit(1))
+        if time.perf_counter() > end:
+            break
+    return best
 
 
 def _is_exact(way: Way) -> bool:

@@ -164,11 +164,11 @@ def makes_kernels(dtype: torch.dtype, device: torch.device) -> bool:
     """Is a large product `multiply`'s own, which begins with making a kernel for its size?"""
     if device.type != "cpu":
         return False
-    return _prefers_onednn() if dtype == torch.float32 else dtype == torch.bfloat16 and _has_tiles()
+    return _prefers_onednn() if dtype == torch.float32 else dtype == torch.bfloat16 and has_tiles()
 
 
 @cache
-def _has_tiles() -> bool:
+def has_tiles() -> bool:
     """Are products in bf16 AMX's here?"""
     return has_onednn() and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
